@@ -1,0 +1,252 @@
+"""The vocabulary: all that an algorithm, an environment and an executor say to each other.
+
+Shape letters, everywhere: T time steps (rows), B environments, N minibatch rows, K minibatches,
+A actions. Arrays are NumPy on the host and JAX inside compiled code; both are written `Array`.
+
+The convention for time. An environment resets on the step *after* its episode ended (Gymnasium's
+NEXT_STEP mode), so `obs[t + 1]` always follows `action[t]`, also where a time limit cut the
+episode, and no final observation is ever lost. `first[t]` marks the rows that a reset produced.
+Action `t` is real where `first[t + 1]` is false; the other rows only reset and weigh nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from shoal.spaces import Space
+
+Array = jax.Array | np.ndarray
+Key = Array  # uint32 [2] (or [..., 2]): see keys.py
+Params = Any  # nested dict of arrays
+Carry = Any  # pytree of [B, ...] arrays; () for a policy without memory
+Action = Any  # array [B, ...]; integer for discrete spaces, float32 for boxes
+Extras = dict[str, Array]  # what `act` wants `learn` to see: "log_prob" first of all
+Metrics = dict[str, Array]
+
+
+class Observation(NamedTuple):
+    """What an environment shows, by role. An absent role is None (an empty pytree).
+
+    policy: what the policy sees: an array, or nested dicts and tuples of arrays.
+    critic: what only the critic sees beside it, if anything (privileged information).
+    mask: bool, the actions allowed now: [.., n] for Discrete(n); for MultiDiscrete the choices of
+        all sub-actions in one row [.., sum(nvec)]; for MultiBinary [.., 2 * n] (may be 0, may be 1).
+    """
+
+    policy: Any
+    critic: Any = None
+    mask: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """What an algorithm may know of an environment: plain data, safe to send and to save."""
+
+    id: str
+    observation: Space
+    action: Space
+    critic: Space | None = None
+    masked: bool = False
+    max_episode_steps: int | None = None
+
+
+class Step(NamedTuple):
+    """One row of a group of B environments, as `Group.step` gives it.
+
+    reward, terminated: of the action just taken: float32 [B], bool [B]; 0 and False on reset rows.
+    first: bool [B], true where `obs` was produced by a reset.
+    """
+
+    obs: Observation
+    reward: Array
+    terminated: Array
+    first: Array
+
+
+class Acting(NamedTuple):
+    """What `act` is told beside the observation.
+
+    key: uint32 [B, 2], one key for each environment and step.
+    index: int32 [B], each environment's own number in the whole experiment.
+    explore: bool [], sample (true) or take the mode (false).
+    reward: float32 [B], the reward that led to this observation (0 after a reset).
+    """
+
+    key: Array
+    index: Array
+    explore: Array
+    reward: Array
+
+
+class Trajectory(NamedTuple):
+    """A fragment: T rows of B environments, time-major.
+
+    obs and first have T + 1 rows; action, reward, terminated, version and extras have T.
+    carry is the policy's memory before row 0. version: int32 [T, B], the number of updates that the
+    acting parameters had seen; it may change in mid-fragment under asynchronous plans.
+    """
+
+    obs: Observation
+    first: Array
+    action: Action
+    reward: Array
+    terminated: Array
+    version: Array
+    extras: Extras
+    carry: Carry
+
+    @property
+    def weight(self) -> Array:
+        """float32 [T, B]: 1 where action `t` is real, 0 where the row only resets."""
+        return 1.0 - self.first[1:].astype("float32")
+
+
+class Counter(NamedTuple):
+    """A count that does not overflow at 2^31: uint32 [] limbs, value = high * 2^32 + low."""
+
+    low: Array
+    high: Array
+
+
+class State(NamedTuple):
+    """All that training changes.
+
+    params: nested dict of arrays. opt: the optimizer's state. extra: what else the algorithm and
+    its transforms keep (target networks, running statistics), a dict by owner's name.
+    env_steps: real environment steps learned from. updates: optimizer steps taken.
+    """
+
+    params: Params
+    opt: Any
+    extra: dict[str, Any]
+    env_steps: Counter
+    updates: Counter
+
+
+class Batch(NamedTuple):
+    """The K minibatches of one update: rows once, and which rows each minibatch takes.
+
+    rows: pytree of [R, ...] arrays; what a row is (a step, a sequence) is the algorithm's affair.
+    index: int32 [K, N] into the rows.
+    """
+
+    rows: Any
+    index: Array
+
+
+class Gradient(NamedTuple):
+    """What one minibatch says, so that parts of it can be added up wherever they were computed.
+
+    sum: like params, the gradient of the *sum* of the loss over rows. weight: float32 [], the
+    total weight of those rows; the mean gradient is sum / weight. metrics: sums over rows, by name,
+    to be divided by the same weight. priorities: float32 [N] of the rows, or None.
+    """
+
+    sum: Params
+    weight: Array
+    metrics: Metrics
+    priorities: Array | None = None
+
+
+class Update(NamedTuple):
+    """What one call of `learn` gives: metrics are means over the update, float32 [], as `group/name`."""
+
+    state: State
+    metrics: Metrics
+    priorities: Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """A plan: each update takes a fresh fragment of every environment and then forgets it.
+
+    rows: T, the rollout fragment's length in rows. staleness: how many updates the acting policy
+    may lag behind; 0 is synchronous.
+    """
+
+    rows: int
+    staleness: int = 0
+
+
+Plan = OnPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agent:
+    """An algorithm bound to an environment's spaces: a record of pure functions, no process, no file.
+
+    `learn` is derived from batches, grads, apply and observe by `sgd.learner`; executors that split
+    an update call the parts. `observe` notes what an update used: counters and running statistics;
+    it runs once per update, after the gradient steps, so that these are frozen while the policy acts
+    and learns.
+    """
+
+    plan: Plan
+    init: Callable[[Key], State]
+    policy: Callable[[State], Params]
+    begin: Callable[[int], Carry]
+    act: Callable[[Params, Carry, Observation, Array, Acting], tuple[Action, Carry, Extras]]
+    batches: Callable[[State, Trajectory, Key], Batch]
+    grads: Callable[[State, Any, Key], Gradient]
+    apply: Callable[[State, Gradient], State]
+    observe: Callable[[State, Trajectory], State]
+    learn: Callable[[State, Trajectory, Key], Update]
+
+
+class Algorithm(Protocol):
+    """A frozen dataclass of hyper-parameters that can be bound to an environment's spaces."""
+
+    def bind(self, spec: EnvSpec) -> Agent: ...
+
+
+class Group(Protocol):
+    """B environments that step together on the host: the unit of hosting, saving and moving.
+
+    A fragment of a group is a pure function of (parameters, the group's state at its start, seed).
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def current(self) -> Step:
+        """The present row; resets the environments if none has begun."""
+        ...
+
+    def step(self, action: Any) -> Step:
+        """One row on. Environments whose episode ended are reset instead, their action ignored.
+        The arrays may be reused by the next call: copy what is kept."""
+        ...
+
+    def info(self) -> Mapping[str, float]:
+        """Means of the numbers that the environments put into `info` since the last call."""
+        ...
+
+    def save(self) -> Any:
+        """The group's state as a pytree (nested dicts) of NumPy arrays: no code, no objects."""
+        ...
+
+    def load(self, saved: Any) -> None:
+        """Continue from what `save` gave, bit for bit."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class JaxEnv(Protocol):
+    """One environment as pure functions, to be vmapped: keys are uint32 [2]."""
+
+    @property
+    def spec(self) -> EnvSpec: ...
+
+    def reset(self, key: Key) -> tuple[Any, Observation]:
+        """A new episode: (state pytree, observation), no batch axis."""
+        ...
+
+    def step(self, state: Any, action: Any, key: Key) -> tuple[Any, Observation, Array, Array, Array]:
+        """One step: (state, observation, reward float32 [], terminated bool [], truncated bool [])."""
+        ...
