@@ -1,0 +1,19 @@
+"""What a user is told when something is wrong: one line that says what, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ShoalError(ValueError):
+    """A mistake in what the user gave. The command line prints its one line and no traceback."""
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """"did you mean 'x'?" for the nearest candidate, else "known are a, b, c"."""
+    names = sorted(candidates)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if not near:
+        near = [n for n in names if n.lower() == word.lower()]
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
