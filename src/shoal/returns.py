@@ -166,3 +166,26 @@ def vtrace(
     after = jnp.concatenate([excess[1:], jnp.zeros_like(values[-1:])])  # v - V of the next row
     advantages = jnp.where(real, delta + rho * onward * lambda_ * after, 0).astype(values.dtype)
     return jax.lax.stop_gradient((advantages, excess + values[:-1]))
+
+
+def normalized(advantage: Array, weight: Array) -> jax.Array:
+    """Shifted and scaled to weighted mean 0 and deviation 1, [T, B]; rows of weight 0 have no say."""
+    total = jnp.maximum(weight.sum(), 1.0)
+    mean = (advantage * weight).sum() / total
+    deviation = jnp.sqrt((jnp.square(advantage - mean) * weight).sum() / total)
+    return (advantage - mean) / (deviation + 1e-8)
+
+
+def explained_variance(value: Array, target: Array, weight: Array) -> jax.Array:
+    """1 - Var(target - value) / Var(target), weighted, []: 1 is a perfect critic, 0 a constant one.
+
+    0 where the targets do not vary.
+    """
+    total = jnp.maximum(weight.sum(), 1e-8)
+
+    def variance(x: Array) -> jax.Array:
+        mean = (x * weight).sum() / total
+        return (jnp.square(x - mean) * weight).sum() / total
+
+    spread = variance(target)
+    return jnp.where(spread > 1e-12, 1 - variance(target - value) / jnp.maximum(spread, 1e-12), 0.0)

@@ -1,0 +1,29 @@
+"""The algorithms, by name. A new one is one file, its test, and one line here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from shoal.errors import ShoalError, did_you_mean
+
+REGISTRY = {
+    "reinforce": "shoal.algorithms.reinforce:REINFORCE",
+    "a2c": "shoal.algorithms.a2c:A2C",
+    "ppo": "shoal.algorithms.ppo:PPO",
+}
+
+
+def load(name: str) -> type[Any]:
+    """The dataclass of an algorithm's hyper-parameters. Raises ShoalError for an unknown name."""
+    if name.lower() not in REGISTRY:
+        raise ShoalError(f"unknown algorithm {name!r}: {did_you_mean(name, REGISTRY)}")
+    module, _, attribute = REGISTRY[name.lower()].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def name_of(algorithm: object) -> str | None:
+    """The registered name of an algorithm's dataclass instance; None for a user's own."""
+    cls = type(algorithm)
+    reference = f"{cls.__module__}:{cls.__qualname__}"
+    return next((name for name, known in REGISTRY.items() if known == reference), None)

@@ -1,0 +1,50 @@
+"""Where it runs. An executor takes an Agent, environments and a seed, and gives an Iteration after another.
+
+It never learns which algorithm it runs; an algorithm never learns where it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from shoal.errors import ShoalError
+from shoal.types import Metrics, State
+
+
+class Iteration(NamedTuple):
+    """What one iteration gives to the trainer.
+
+    metrics: the algorithm's, means over the update. fragments: for each group, in order, (reward
+    [T, B], first [T + 1, B]), from which episodes are counted. info: means of the environments' own
+    numbers. spent: seconds in "env", "act" and "learn".
+    """
+
+    metrics: Metrics
+    fragments: list[tuple[np.ndarray, np.ndarray]]
+    info: dict[str, float]
+    spent: dict[str, float]
+
+
+class Run(Protocol):
+    """A started executor. `state` is the learner's; save and load hold all that the next iteration needs."""
+
+    state: State
+
+    def iterate(self) -> Iteration: ...
+
+    def save(self) -> dict[str, Any]: ...
+
+    def load(self, saved: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def group_size(envs: int, groups: int) -> int:
+    """B, the environments of each group. Raises ShoalError where groups do not divide envs."""
+    if envs < 1 or groups < 1 or envs % groups:
+        raise ShoalError(f"groups={groups} must divide envs={envs}, and both must be at least 1")
+    return envs // groups
+
+

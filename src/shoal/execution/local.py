@@ -1,0 +1,106 @@
+"""Local: collecting and learning in turn, in this process, on any environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from shoal.envs import Source
+from shoal.execution import Iteration, group_size
+from shoal.execution.unroll import act_row, host_unroll, join
+from shoal.keys import fold, key_for
+from shoal.types import Agent, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """One process.
+
+    envs: environments in all. groups: how many groups they are divided into; it is part of the
+    experiment (another number gives another, equally good run).
+    """
+
+    envs: int = 8
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        group_size(self.envs, self.groups)
+
+    def start(self, agent: Agent, source: Source, seed: int) -> LocalRun:
+        return LocalRun(agent, source, seed, self.envs, self.groups)
+
+
+class LocalRun:
+    """A started Local executor."""
+
+    def __init__(self, agent: Agent, source: Source, seed: int, envs: int, groups: int) -> None:
+        size = group_size(envs, groups)
+        self._rows = agent.plan.rows
+        self._act = jax.jit(act_row(agent))
+        self._learn = jax.jit(agent.learn)
+        self._policy = jax.jit(agent.policy)
+        self._groups = [source.make_group(seed, g, size) for g in range(groups)]
+        self._index = [np.arange(g * size, (g + 1) * size, dtype=np.int32) for g in range(groups)]
+        self._act_keys = [key_for(seed, "act", g) for g in range(groups)]
+        self._learn_key = key_for(seed, "learn")
+        self._carry = [agent.begin(size) for _ in range(groups)]
+        self._iteration = 0
+        self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
+
+    def iterate(self) -> Iteration:
+        """One fragment of every group, then one update."""
+        spent = {"env": 0.0, "act": 0.0}
+        params = self._policy(self.state)
+        trajectories = []
+        for g, group in enumerate(self._groups):
+            key = fold(self._act_keys[g], self._iteration)
+            trajectory, self._carry[g] = host_unroll(
+                self._act,
+                group,
+                self._rows,
+                params,
+                self._carry[g],
+                key,
+                self._index[g],
+                self._iteration,
+                spent,
+            )
+            trajectories.append(trajectory)
+        begun = perf_counter()
+        update = self._learn(self.state, join(trajectories), fold(self._learn_key, self._iteration))
+        metrics = jax.device_get(update.metrics)
+        self.state = update.state
+        spent["learn"] = perf_counter() - begun
+        self._iteration += 1
+        info = [group.info() for group in self._groups]
+        return Iteration(
+            metrics=metrics,
+            fragments=[(t.reward, t.first) for t in trajectories],
+            info={k: float(np.mean([i[k] for i in info if k in i])) for k in sorted({k for i in info for k in i})},
+            spent=spent,
+        )
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "learner": jax.device_get(self.state),
+            "iteration": np.int64(self._iteration),
+            "groups": [
+                {"env": group.save(), "carry": jax.device_get(carry)}
+                for group, carry in zip(self._groups, self._carry, strict=True)
+            ],
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.state = jax.device_put(saved["learner"])
+        self._iteration = int(saved["iteration"])
+        for g, part in enumerate(saved["groups"]):
+            self._groups[g].load(part["env"])
+            self._carry[g] = jax.device_put(part["carry"])
+
+    def close(self) -> None:
+        for group in self._groups:
+            group.close()

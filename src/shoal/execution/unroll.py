@@ -1,0 +1,168 @@
+"""The only loops over `env.step`: a fragment on the host, and its compiled twin.
+
+Both give the same `Trajectory` from (parameters, the group's state, the key of the fragment): T rows, and
+in each the policy acts, then the environments step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shoal.envs.jax import VectorEnv
+from shoal.keys import fold
+from shoal.types import Acting, Agent, Array, Carry, Group, Key, Observation, Params, Step, Trajectory
+
+ActRow = Callable[..., tuple[Any, Carry, Any]]
+
+
+def act_row(agent: Agent) -> ActRow:
+    """`agent.act` for one row of a fragment, with the row's keys made inside the same compiled call.
+
+    (params, carry, obs, first [B], reward [B], fragment_key [2], t, index [B], explore []) ->
+    (action, carry, extras); reward is the one that led to obs.
+    """
+
+    def act(
+        params: Params,
+        carry: Carry,
+        obs: Observation,
+        first: Array,
+        reward: Array,
+        key: Key,
+        t: Array,
+        index: Array,
+        explore: Array,
+    ) -> tuple[Any, Carry, Any]:
+        rows = jnp.arange(index.shape[0], dtype=jnp.uint32)
+        acting = Acting(key=fold(fold(key, t), rows), index=index, explore=explore, reward=reward)
+        return agent.act(params, carry, obs, first, acting)
+
+    return act
+
+
+def compiled_unroll(
+    agent: Agent,
+    env: VectorEnv,
+    rows: int,
+    params: Params,
+    vstate: Any,
+    step: Step,
+    carry: Carry,
+    key: Key,
+    index: Array,
+    version: Array,
+) -> tuple[Trajectory, Any, Step, Carry]:
+    """One fragment inside a compiled program: (trajectory, environments' state, present row, memory)."""
+    act = act_row(agent)
+    explore = jnp.ones((), bool)
+
+    def row(now: tuple[Any, Step, Carry], t: Array) -> tuple[tuple[Any, Step, Carry], tuple[Any, ...]]:
+        vstate, step, carry = now
+        action, carry, extras = act(
+            params, carry, step.obs, step.first, step.reward, key, t, index, explore
+        )
+        vstate, after = env.step(vstate, action)
+        return (vstate, after, carry), (step.obs, step.first, action, after.reward, after.terminated, extras)
+
+    (vstate, last, memory), (obs, first, action, reward, terminated, extras) = jax.lax.scan(
+        row, (vstate, step, carry), jnp.arange(rows, dtype=jnp.uint32)
+    )
+    trajectory = Trajectory(
+        obs=jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), obs, last.obs),
+        first=jnp.concatenate([first, last.first[None]]),
+        action=action,
+        reward=reward,
+        terminated=terminated,
+        version=jnp.full(reward.shape, version, jnp.int32),
+        extras=extras,
+        carry=carry,
+    )
+    return trajectory, vstate, last, memory
+
+
+def host_unroll(
+    act: ActRow,
+    group: Group,
+    rows: int,
+    params: Params,
+    carry: Carry,
+    key: Key,
+    index: Array,
+    version: int,
+    spent: dict[str, float],
+) -> tuple[Trajectory, Carry]:
+    """One fragment of a host group: (trajectory of NumPy arrays, memory after it).
+
+    act: a compiled `act_row`. spent: the seconds in "act" and "env" are added to it.
+    """
+    begun = perf_counter()
+    step = group.current()
+    size = group.size
+    obs = jax.tree.map(lambda x: np.empty((rows + 1, *x.shape), x.dtype), step.obs)
+    obs_rows, obs_tree = jax.tree.flatten(obs)
+    first = np.empty((rows + 1, size), bool)
+    reward = np.empty((rows + 1, size), np.float32)  # one row more: reward[t] led to obs[t]
+    terminated = np.empty((rows, size), bool)
+    actions: list[Any] = []
+    extras: list[Any] = []
+    start = carry
+    explore = np.True_
+
+    def keep(step: Step, t: int) -> Observation:
+        """Row t of the buffers, filled. It is what `act` reads and is never written again, for JAX may
+        read it in place."""
+        for buffer, leaf in zip(obs_rows, jax.tree.leaves(step.obs), strict=True):
+            buffer[t] = leaf
+        first[t] = step.first
+        reward[t] = step.reward
+        return obs_tree.unflatten([buffer[t] for buffer in obs_rows])
+
+    in_env = 0.0
+    seen = keep(step, 0)
+    for t in range(rows):
+        raw, carry, extra = act(
+            params, carry, seen, first[t], reward[t], key, np.uint32(t), index, explore
+        )
+        action = jax.tree.map(np.asarray, raw)
+        actions.append(action)
+        extras.append(extra)
+        before = perf_counter()
+        step = group.step(action)
+        terminated[t] = step.terminated
+        in_env += perf_counter() - before
+        seen = keep(step, t + 1)
+
+    stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])  # noqa: E731
+    trajectory = Trajectory(
+        obs=obs,
+        first=first,
+        action=jax.tree.map(stack, *actions),
+        reward=reward[1:],
+        terminated=terminated,
+        version=np.full((rows, size), version, np.int32),
+        extras=jax.tree.map(stack, *extras),
+        carry=jax.tree.map(np.asarray, start),
+    )
+    spent["env"] += in_env
+    spent["act"] += perf_counter() - begun - in_env
+    return trajectory, carry
+
+
+def join(trajectories: list[Trajectory]) -> Trajectory:
+    """Fragments of several groups side by side, in group order: NumPy leaves [T, G * B, ...]."""
+    if len(trajectories) == 1:
+        return trajectories[0]
+
+    def beside(axis: int) -> Callable[..., np.ndarray]:
+        return lambda *leaves: np.concatenate(leaves, axis=axis)
+
+    carry = jax.tree.map(beside(0), *[t.carry for t in trajectories])
+    bare = [t._replace(carry=()) for t in trajectories]
+    return jax.tree.map(beside(1), *bare)._replace(carry=carry)
+

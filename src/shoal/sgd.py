@@ -1,0 +1,114 @@
+"""Minibatch descent: from an agent's three parts of an update to one `learn`.
+
+Experience -> batches (K minibatches) -> [grads -> apply] K times -> observe.
+
+One definition of an update serves everywhere: here the parts run in one compiled scan; an executor
+that splits an update adds up the `Gradient`s of several devices or workers before `apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from shoal.counters import add, zero
+from shoal.keys import fold, permutation
+from shoal.types import Array, Batch, Gradient, Key, Metrics, Params, State, Trajectory, Update
+
+
+def learner(
+    batches: Callable[[State, Trajectory, Key], Batch],
+    grads: Callable[[State, Any, Key], Gradient],
+    apply: Callable[[State, Gradient], State],
+    observe: Callable[[State, Trajectory], State],
+) -> Callable[[State, Trajectory, Key], Update]:
+    """`learn` of an Agent, made of its parts. Metrics are means over all rows of all minibatches."""
+
+    def learn(state: State, experience: Trajectory, key: Key) -> Update:
+        batch = batches(state, experience, fold(key, 0))
+        count = batch.index.shape[0]
+
+        def descend(state: State, k: tuple[Array, Array]) -> tuple[State, tuple[Metrics, Array]]:
+            index, number = k
+            rows = jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch.rows)
+            gradient = grads(state, rows, fold(key, 1, number))
+            return apply(state, gradient), (gradient.metrics, gradient.weight)
+
+        numbers = jnp.arange(count, dtype=jnp.uint32)
+        state, (sums, weights) = jax.lax.scan(descend, state, (batch.index, numbers))
+        total = jnp.maximum(weights.sum(), 1e-8)
+        metrics = {name: values.sum() / total for name, values in sums.items()}
+        return Update(observe(state, experience), metrics)
+
+    return learn
+
+
+def minibatches(key: Key, rows: int, epochs: int, count: int) -> jax.Array:
+    """The rows of `epochs` passes of `count` minibatches, shuffled anew in each: int32 [epochs * count, N].
+
+    rows must be divisible by count; `minibatches(key, 8, 1, 1)` is the whole batch, in order.
+    """
+    if count == 1:  # one minibatch takes every row whatever the order: spare the shuffle and keep the order
+        return jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (epochs, rows))
+    orders = [permutation(fold(key, epoch), rows) for epoch in range(epochs)]
+    return jnp.stack(orders).reshape(epochs * count, rows // count)
+
+
+def gradient_of(
+    loss: Callable[[Params, Any], tuple[Array, tuple[Array, Metrics]]], params: Params, minibatch: Any
+) -> Gradient:
+    """The Gradient of a loss that returns (sum over rows, (total weight, metrics as sums over rows)).
+
+    Adds "loss/gradient_norm", the norm of this minibatch's mean gradient before clipping.
+    """
+    total, (weight, metrics) = jax.grad(loss, has_aux=True)(params, minibatch)
+    norm = optax.global_norm(total)  # of the sum, so already a sum over the weight
+    return Gradient(total, weight, {**metrics, "loss/gradient_norm": norm})
+
+
+def mean_gradient(gradient: Gradient) -> Params:
+    """The gradient of the mean loss: sum / weight (zeros where no row weighs anything)."""
+    scale = 1.0 / jnp.maximum(gradient.weight, 1e-8)
+    return jax.tree.map(lambda g: g * scale, gradient.sum)
+
+
+def linear_decay(start: float, steps: int | None, env_steps: Array) -> Array:
+    """`start`, falling linearly to 0 after `steps` environment steps (None: constant). float32 []."""
+    if steps is None:
+        return jnp.float32(start)
+    return start * jnp.clip(1.0 - env_steps / steps, 0.0, 1.0)
+
+
+def clipped(gradient: Params, max_norm: float | None) -> Params:
+    """The gradient, scaled down to a global L2 norm of at most max_norm (Pascanu et al. 2013)."""
+    if max_norm is None:
+        return gradient
+    scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.global_norm(gradient), 1e-12))
+    return jax.tree.map(lambda g: g * scale, gradient)
+
+
+def count_steps(state: State, experience: Trajectory) -> State:
+    """The state with the experience's real environment steps counted."""
+    return state._replace(env_steps=add(state.env_steps, experience.weight.sum().astype(jnp.uint32)))
+
+
+def new_state(params: Params, optimizer: optax.GradientTransformation, extra: dict[str, Any]) -> State:
+    """The state before the first update."""
+    return State(params, optimizer.init(params), extra, zero(), zero())
+
+
+def descend(
+    state: State,
+    gradient: Params,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Array,
+) -> State:
+    """One optimizer step. `optimizer` gives the direction (e.g. `optax.scale_by_adam`); the learning rate
+    is applied here, because it may follow the count of environment steps, which optax does not know."""
+    direction, opt = optimizer.update(gradient, state.opt, state.params)
+    params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+    return state._replace(params=params, opt=opt, updates=add(state.updates, 1))
