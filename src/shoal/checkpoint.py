@@ -61,17 +61,14 @@ def save(path: str | Path, tree: Any, info: Mapping[str, Any]) -> None:
     path = storage.resolve(path)
     arrays = flatten(tree)
     plain = _plain(info, path)
-    try:
+    with storage.explained(
+        f"could not save the checkpoint {path}", then="; earlier checkpoints are untouched"
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.clean(path.parent)
         _refuse_foreign(path)
         with storage.replacing(path) as folder:
             _write(folder, arrays, plain)
-    except OSError as error:
-        reason = storage.reason(error)
-        raise ShoalError(
-            f"could not save the checkpoint {path}: {reason}; earlier checkpoints are untouched"
-        ) from error
 
 
 def load(path: str | Path) -> Loaded:
@@ -79,7 +76,7 @@ def load(path: str | Path) -> Loaded:
 
     Raises ShoalError, one line that names the file or the array, for whatever is wrong. Reads only.
     """
-    try:
+    with storage.explained(f"could not read the checkpoint {path}"):
         folder = storage.find(storage.resolve(path))
         if folder is None:
             raise ShoalError(f"there is no checkpoint at {path}")
@@ -91,8 +88,6 @@ def load(path: str | Path) -> Loaded:
             _check_arrays(folder / name, arrays, expected)
             found |= arrays
         return Loaded(arrays=found, info=manifest["info"], path=Path(path))
-    except OSError as error:
-        raise ShoalError(f"could not read the checkpoint {path}: {storage.reason(error)}") from error
 
 
 def restore(template: Any, arrays: Mapping[str, np.ndarray], prefix: str) -> Any:
@@ -159,10 +154,8 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
 def remove(path: str | Path) -> None:
     """Delete a checkpoint so that it is all there or gone, also if killed. No error if it is absent."""
     path = storage.resolve(path)
-    try:
+    with storage.explained(f"could not delete the checkpoint {path}"):
         storage.remove(path)
-    except OSError as error:
-        raise ShoalError(f"could not delete the checkpoint {path}: {storage.reason(error)}") from error
 
 
 # Writing

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,8 +78,7 @@ class Episodes:
         stops = np.unique(at)
         returns = np.empty((len(stops), size), np.float64)  # before each of the rows in `stops`
         lengths = np.empty((len(stops), size), np.int64)
-        # sums[t] becomes the returns before row t. Rows are added strictly in order by accumulate, where
-        # np.sum would add pairwise; a stretch ends at each row in which some episodes begin anew.
+        # sums[t] becomes the returns before row t; a stretch ends where some episodes begin anew.
         sums = np.empty((rows + 1, size), np.float64)
         np.copyto(sums[1:], reward)
         sums[1:][ends] = 0.0
@@ -86,14 +86,14 @@ class Episodes:
         start = -state.lengths  # the rows in which the episodes had their first step
         begin = 0
         for i, t in enumerate(stops.tolist()):
-            stretch = sums[begin : t + 1]
-            np.add.accumulate(stretch, axis=0, out=stretch)
+            _run(sums[begin : t + 1])
             returns[i] = sums[t]
             lengths[i] = t - start
             sums[t, ends[t]] = 0.0
             start[ends[t]] = t + 1
             begin = t
-        state.returns = np.add.accumulate(sums[begin:], axis=0)[-1]
+        _run(sums[begin:])
+        state.returns = sums[-1].copy()
         state.lengths = rows - start
         if len(at):
             which = np.searchsorted(stops, at)
@@ -150,6 +150,15 @@ class Episodes:
             self._pending = []
             self._recent.append(ended)
             self._last = Finished(*(column[-self.window :] for column in Finished.of(self._last, ended)))
+
+
+def _run(rows: np.ndarray) -> None:
+    """Running sums down the rows in place, added strictly in order (np.sum would add pairwise)."""
+    if rows.shape[1] < 64:
+        np.add.accumulate(rows, axis=0, out=rows)
+    else:  # the same additions, faster for wide rows
+        for above, row in pairwise(rows):
+            row += above
 
 
 def _mean(values: np.ndarray) -> float:

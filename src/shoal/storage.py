@@ -1,7 +1,7 @@
 """Files and folders that are whole or not there: written beside, made durable, renamed into place.
 
-Everything that a run leaves on disk goes through here. The functions raise OSError; callers turn it into
-one line for the user with `reason`.
+Everything that a run leaves on disk goes through here. The functions raise OSError; callers make it one
+line for the user with `explained`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shoal.errors import ShoalError
+
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _ASIDE = re.compile(r"\.(.+)\.old")
 
@@ -28,11 +30,15 @@ def resolve(path: str | Path) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def reason(error: OSError) -> str:
-    """The system's words for what went wrong, without the error's number and path."""
-    if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
-        return "another process is writing there now"
-    return error.strerror or str(error)
+@contextlib.contextmanager
+def explained(what: str, then: str = "") -> Iterator[None]:
+    """Where the block fails in the file system, raise a ShoalError: "WHAT: the system's reason THEN"."""
+    try:
+        yield
+    except OSError as error:
+        busy = error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
+        reason = "another process is writing there now" if busy else error.strerror or str(error)
+        raise ShoalError(f"{what}: {reason}{then}") from error
 
 
 # Files
@@ -69,8 +75,19 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by JSON text. Numbers that JSON does not know (NaN, infinities) become null."""
+    """Replace a file by JSON text, which any reader knows: NaN and infinities become null."""
     write(path, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping. Raises ShoalError naming the file if it is not one, OSError if it can't be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ShoalError(f"{path} is damaged: it is not JSON") from error
+    if not isinstance(value, dict):
+        raise ShoalError(f"{path} is damaged: it is not a mapping")
+    return value
 
 
 def finite(value: Any) -> Any:
@@ -151,6 +168,13 @@ def clean(parent: Path) -> None:
                         shutil.rmtree(child)
             elif match := _ASIDE.fullmatch(child.name):
                 _settle(parent / match[1])
+
+
+def clean_files(parent: Path) -> None:
+    """Remove the half-written files of killed writers in a folder that nobody else writes in now."""
+    for child in list(parent.iterdir()):
+        if _LEFTOVER.fullmatch(child.name) and not child.is_dir():
+            child.unlink(missing_ok=True)
 
 
 def _settle(path: Path) -> None:
