@@ -1,0 +1,370 @@
+"""Gymnasium environments as a host group: B instances stepped in one lean loop in this process.
+
+    action [B, ...] -> journal -> env.step for each -> rows of preallocated arrays -> Step
+
+Episodes restart on the step after they ended, each with a seed of its own: seed, "env", group, number in the
+group, episode. The layers that `gymnasium.make` adds for people (order enforcing, the passive checker) are
+left out, and an outermost TimeLimit is counted here, with the same meaning.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+
+from shoal.envs.errors import EnvError
+from shoal.envs.journal import MODES, Journal, checksum
+from shoal.envs.rows import MASK, Rows, actions_of, layout_of
+from shoal.errors import ShoalError
+from shoal.keys import seed_for
+from shoal.types import EnvSpec, Step
+
+_LARGEST = float(np.finfo(np.float32).max)
+_NUMBERS = (int, float, np.number, np.bool_)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """How to make one environment: a registered specification or a callable, and what to put around it.
+
+    Calling it gives (environment, time limit or None); the limit is to be kept by whoever steps it.
+    """
+
+    env: Any  # gymnasium EnvSpec, or a callable
+    env_kwargs: Mapping[str, Any]
+    wrappers: tuple[Callable[[Any], Any], ...] = ()
+    time_limit: int | None = None
+
+    def __call__(self) -> tuple[Any, int | None]:
+        if isinstance(self.env, gymnasium.envs.registration.EnvSpec):
+            env = gymnasium.make(
+                self.env, max_episode_steps=self.time_limit, disable_env_checker=True, **self.env_kwargs
+            )
+            limited = True
+        else:
+            env = self.env(**self.env_kwargs)
+            limited = self.time_limit is None
+        if not limited:
+            env = _limit(env, self.time_limit)
+        for wrapper in self.wrappers:
+            env = wrapper(env)
+        return lean(env)
+
+
+def lean(env: Any) -> tuple[Any, int | None]:
+    """(env without the outer layers that only check or count, the time limit that they counted).
+
+    Only layers of exactly Gymnasium's own types are taken off; what lies beneath another wrapper stays.
+    """
+    limit = None
+    while type(env) in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
+        if type(env) is TimeLimit:
+            limit = min(env._max_episode_steps, limit or sys.maxsize)
+        env = env.env
+    return env, limit
+
+
+def _limit(env: Any, steps: int | None) -> Any:
+    """`env` with this time limit in the place of the one that it has, or around it."""
+    assert steps is not None
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, TimeLimit):
+            layer._max_episode_steps = steps
+            return env
+        layer = layer.env
+    return TimeLimit(env, steps)
+
+
+class GymnasiumGroup:
+    """B Gymnasium environments as a `types.Group`.
+
+    make: gives one environment without outer checks, and its time limit. mode: see `journal`. The arrays of
+    a Step are reused by the next one. `lost` counts environments that could not be rebuilt by `load`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], tuple[Any, int | None]],
+        spec: EnvSpec,
+        seed: int,
+        group: int,
+        size: int,
+        mode: str,
+    ) -> None:
+        if mode not in MODES:
+            raise ShoalError(f"unknown journal mode {mode!r}; known are {', '.join(MODES)}")
+        self.size = size
+        self.lost = 0
+        self.envs: list[Any] = []
+        self._make, self._spec, self._seed, self._group, self._mode = make, spec, seed, group, mode
+        limits = []
+        for _ in range(size):
+            env, limit = make()
+            self.envs.append(env)
+            limits.append(limit)
+        self._limit = limits[0] or sys.maxsize
+        self._steps = [env.step for env in self.envs]
+        env = self.envs[0]
+        in_info = spec.masked and not _mask_in_observation(env.observation_space)
+        self._rows = Rows(layout_of(env.observation_space, env.action_space, in_info), env.action_space, size)
+        self._mask_in_info = in_info
+        self._actions = actions_of(env.action_space)
+        self._journal = Journal(size, self._actions.leaves)
+        self._reward = np.zeros(size, np.float32)
+        self._terminated = np.zeros(size, bool)
+        self._first = np.zeros(size, bool)
+        self._row = Step(self._rows.observation, self._reward, self._terminated, self._first)
+        self._used = [False] * size
+        self._episode = [-1] * size
+        self._age = [0] * size
+        self._ended = [True] * size
+        self._hash = [0] * size
+        self._flagged = True  # whether `terminated` or `first` holds a true entry
+        self._means = _Means()
+
+    def current(self) -> Step:
+        """The present row; resets the environments if none has begun."""
+        if self._episode[0] < 0:
+            for i in range(self.size):
+                self._restart(i, 0)
+            self._check(0.0)
+        return self._row
+
+    def step(self, action: Any) -> Step:
+        """One row on: `action` [B, ...] as the specification's action space says."""
+        if self._episode[0] < 0:
+            self.current()
+        leaves = self._actions.flatten(action)
+        self._journal.record(leaves)
+        if self._flagged:
+            self._terminated.fill(False)
+            self._first.fill(False)
+            self._flagged = False
+        total = self._advance(self._actions.split(leaves))
+        self._check(total)
+        return self._row
+
+    def _advance(self, actions: list[Any]) -> float:
+        """Step or reset every environment; returns the sum of the rewards. The hot loop."""
+        steps, ended, ages, hashes, limit = self._steps, self._ended, self._age, self._hash, self._limit
+        rewards, views, row_bytes, write = self._reward, self._rows.views, self._rows.bytes, self._rows.write
+        mask_in_info, means, crc32 = self._mask_in_info, self._means, zlib.crc32
+        total, i = 0.0, 0
+        for i, action in enumerate(actions):
+            if ended[i]:
+                self._restart(i, self._episode[i] + 1)
+                continue
+            try:
+                observation, reward, terminated, truncated, info = steps[i](action)
+                reward = float(reward)
+                if views is not None:
+                    views[i][...] = observation
+                    hashes[i] = crc32(row_bytes[i][0], hashes[i] ^ (hash(reward) & 0xFFFFFFFF))
+                else:
+                    write(i, observation)
+                    if mask_in_info:
+                        self._rows.write_mask(i, info.get(MASK))
+                    hashes[i] = checksum(hashes[i], reward, row_bytes[i])
+            except Exception as error:
+                raise self._failure(i, "step", error) from error
+            rewards[i] = reward
+            total += reward
+            ages[i] = age = ages[i] + 1
+            if terminated:
+                self._terminated[i] = self._flagged = ended[i] = True
+            elif truncated or age >= limit:
+                ended[i] = True
+            if info:
+                means.add(info)
+        return total
+
+    def _restart(self, i: int, episode: int) -> None:
+        """Environment i begins this episode; its row becomes the one that the reset shows."""
+        self._episode[i], self._age[i], self._ended[i] = episode, 0, False
+        seed = seed_for(self._seed, "env", self._group, i, episode)
+        try:
+            if self._mode == "fresh" and self._used[i]:
+                self.envs[i].close()
+                self.envs[i], _ = self._make()
+                self._steps[i] = self.envs[i].step
+            self._used[i] = True
+            observation, info = self.envs[i].reset(seed=seed)
+            self._rows.write(i, observation)
+            if self._mask_in_info:
+                self._rows.write_mask(i, info.get(MASK))
+        except Exception as error:
+            raise self._failure(i, "reset", error) from error
+        self._hash[i] = checksum(0, 0.0, self._rows.bytes[i])
+        self._journal.restart(i)
+        self._reward[i] = 0.0
+        self._terminated[i] = False
+        self._first[i] = self._flagged = True
+
+    def _check(self, total: float) -> None:
+        """Raise EnvError where a reward or an observation is not finite or a mask allows nothing."""
+        if not (-_LARGEST < total < _LARGEST and self._rows.finite()):
+            self._find_bad()
+        if self._rows.observation.mask is not None:
+            stuck = self._rows.stuck()
+            if stuck.any():
+                for i in np.flatnonzero(stuck):
+                    if not self._ended[i]:
+                        raise EnvError(f"{self._name(i)} allows no action: its action mask is all zero")
+                    self._rows.write_mask(i, None)  # an episode's last row: its action is never sent
+
+    def _find_bad(self) -> None:
+        for i in range(self.size):
+            if not np.isfinite(self._reward[i]):
+                raise EnvError(
+                    f"{self._name(i)} gave the reward {self._reward[i]}; rewards must be finite float32"
+                )
+            for part in self._rows.bytes[i]:
+                row = np.asarray(part)
+                if row.dtype.kind == "f" and not np.isfinite(row).all():
+                    bad = row[~np.isfinite(row)][0]
+                    raise EnvError(
+                        f"{self._name(i)} showed {bad} in its observation; a policy can learn from finite "
+                        "numbers only (a wrapper can clip or replace them)"
+                    )
+
+    def _name(self, i: int) -> str:
+        return f"{self._spec.id} (group {self._group}, environment {i}, episode {self._episode[i]}, step {self._age[i]})"
+
+    def _failure(self, i: int, doing: str, error: Exception) -> EnvError:
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        return EnvError(f"{self._name(i)} raised {what} in {doing}")
+
+    def info(self) -> Mapping[str, float]:
+        """Means of the numbers in `info` over the steps since the last call, by name."""
+        means, self._means = self._means, _Means()
+        return means.result()
+
+    def save(self) -> dict[str, Any]:
+        """The group's state: episode and age of each environment, actions since its reset, checksums.
+
+        Numbers of `info` that were not asked for yet are not part of it.
+        """
+        self.current()
+        return {
+            "episode": np.array(self._episode, np.int64),
+            "age": np.array(self._age, np.int64),
+            "ended": np.array(self._ended, bool),
+            "hash": np.array(self._hash, np.uint32),
+            "lost": np.array(self.lost, np.int64),
+            "journal": self._journal.save(),
+        }
+
+    def load(self, saved: Any) -> None:
+        """Rebuild every environment by replay. One that comes out different is named in a warning, begins a new
+        episode, and is counted in `lost`."""
+        if len(saved["episode"]) != self.size:
+            raise ShoalError(
+                f"the saved group has {len(saved['episode'])} environments, this one has {self.size}"
+            )
+        journal = Journal(self.size, self._actions.leaves)
+        journal.load(saved["journal"])
+        self.lost = int(saved["lost"])
+        self._flagged = True
+        self._terminated.fill(False)
+        self._first.fill(False)
+        failures = {i: self._rebuild(i, saved, journal) for i in range(self.size)}
+        self._journal = journal
+        for i, failure in failures.items():
+            if failure:
+                self.lost += 1
+                warnings.warn(
+                    f"{self._name(i)} could not be rebuilt: {failure}; it begins a new episode instead",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                self._restart(i, int(saved["episode"][i]) + 1)
+        self._check(float(self._reward.sum()))
+        self._means = _Means()
+
+    def _rebuild(self, i: int, saved: Any, journal: Journal) -> str:
+        """Replay environment i's episode. Returns "" or why the result is not what was saved."""
+        self._episode[i] = int(saved["episode"][i])
+        if self._mode == "none":
+            return "it does not repeat itself when reset with the same seed"
+        age, ended, expected = int(saved["age"][i]), bool(saved["ended"][i]), int(saved["hash"][i])
+        actions = self._actions.split(journal.actions(i))
+        self._restart(i, self._episode[i])
+        self._first[i] = age == 0
+        for action in actions:
+            if self._ended[i]:
+                return f"its episode ended after {self._age[i]} of {age} steps"
+            try:
+                observation, reward, terminated, truncated, info = self._steps[i](action)
+                reward = float(reward)
+            except Exception as error:
+                return f"it raised {type(error).__name__} ({error}) in step {self._age[i]}"
+            self._rows.write(i, observation)
+            if self._mask_in_info:
+                self._rows.write_mask(i, info.get(MASK))
+            self._hash[i] = checksum(self._hash[i], reward, self._rows.bytes[i])
+            self._reward[i] = reward
+            self._age[i] += 1
+            self._terminated[i] = bool(terminated)
+            self._ended[i] = bool(terminated or truncated or self._age[i] >= self._limit)
+        if self._hash[i] != expected or self._ended[i] != ended or self._age[i] != age:
+            return "its replay differs from what was saved"
+        return ""
+
+    def render(self, index: int = 0) -> Any:
+        """What environment `index` renders (made with env_kwargs={"render_mode": ...})."""
+        return self.envs[index].render()
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+
+def _mask_in_observation(space: Any) -> bool:
+    return isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
+
+
+class _Means:
+    """Running means of the numbers in `info`. What is a number is decided once for each set of names."""
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[Any, ...], list[Any]] = {}
+
+    def add(self, info: Mapping[str, Any]) -> None:
+        names = tuple(info)
+        plan = self._plans.get(names)
+        if plan is None:
+            wanted = [n for n in names if isinstance(n, str) and n != MASK and not n.startswith("_")]
+            numbers = [n for n in wanted if isinstance(info[n], _NUMBERS)]
+            plan = self._plans[names] = [0, numbers, [0.0] * len(numbers)]
+        plan[0] += 1
+        sums = plan[2]
+        try:
+            for k, name in enumerate(plan[1]):
+                sums[k] += info[name]
+        except TypeError:  # what was a number before is None or a text now: it counts no more
+            plan[1] = [n for n in plan[1] if isinstance(info[n], _NUMBERS)]
+            plan[0], plan[2] = 0, [0.0] * len(plan[1])
+
+    def result(self) -> dict[str, float]:
+        totals: dict[str, tuple[float, int]] = {}
+        for count, names, sums in self._plans.values():
+            for name, value in zip(names, sums, strict=True):
+                if count == 0 or np.ndim(value):
+                    continue
+                before, n = totals.get(name, (0.0, 0))
+                totals[name] = (before + float(value), n + count)
+        return {name: value / n for name, (value, n) in sorted(totals.items())}
+
+
+if "shoal/GridWorld-v0" not in gymnasium.registry:
+    gymnasium.register("shoal/GridWorld-v0", entry_point="shoal.envs.gridworld_gym:GridWorldEnv")

@@ -1,0 +1,156 @@
+"""Environments saved as what was done to them: the episode's seed and the actions since its reset.
+
+An environment is rebuilt by resetting it with the seed of its episode and sending the actions again. A
+rolling checksum over observations and rewards says whether the rebuilt environment is the same one.
+
+`probe` finds out by replay whether that holds for an environment:
+    "journal"   an instance forgets everything at `reset(seed=...)`
+    "fresh"     an episode depends on earlier ones of the same instance (BipedalWalker-v3), so every
+                episode gets a new instance
+    "none"      it does not repeat itself at all: it can be trained on, but not rebuilt
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shoal.errors import ShoalError
+
+MODES = ("journal", "fresh", "none")
+
+
+def checksum(before: int, reward: float, row: Sequence[memoryview]) -> int:
+    """The rolling checksum after one more row: CRC-32 of its bytes, begun with the former one and the reward."""
+    value = before ^ (hash(reward) & 0xFFFFFFFF)
+    for part in row:
+        value = zlib.crc32(part, value)
+    return value
+
+
+class Journal:
+    """The actions sent to B environments since each one's present episode began.
+
+    One log for all of them, [L, B, ...] for each leaf of the action, in the smallest dtype; begin[i] is the
+    row of the log where environment i's episode begins. Rows that no episode needs are dropped as it fills.
+    """
+
+    def __init__(
+        self, size: int, leaves: Sequence[tuple[tuple[int, ...], np.dtype]], capacity: int = 256
+    ) -> None:
+        self.begin = np.zeros(size, np.int64)
+        self.end = 0
+        self.logs = [np.zeros((capacity, size, *shape), dtype) for shape, dtype in leaves]
+        self._capacity = capacity
+
+    def record(self, action: Sequence[np.ndarray]) -> None:
+        """Append one row: the leaves of an action, [B, ...] each."""
+        if self.end == self._capacity:
+            self._make_room()
+        for log, leaf in zip(self.logs, action, strict=True):
+            log[self.end] = leaf
+        self.end += 1
+
+    def restart(self, index: int) -> None:
+        """Environment `index` begins a new episode: what was sent to it before is not needed any more."""
+        self.begin[index] = self.end
+
+    def actions(self, index: int) -> list[np.ndarray]:
+        """The leaves [n, ...] of the n actions since environment `index` began its episode."""
+        return [log[self.begin[index] : self.end, index] for log in self.logs]
+
+    def _make_room(self) -> None:
+        base = int(self.begin.min())
+        if base < self._capacity // 2:
+            self._capacity *= 2
+            self.logs = [np.concatenate([log, np.zeros_like(log)]) for log in self.logs]
+        for log in self.logs:
+            log[: self.end - base] = log[base : self.end].copy()
+        self.begin -= base
+        self.end -= base
+
+    def save(self) -> dict[str, Any]:
+        """{"begin": int64 [B], "actions": {"0": [L, B, ...], ...}}: copies."""
+        base = int(self.begin.min())
+        actions = {str(k): log[base : self.end].copy() for k, log in enumerate(self.logs)}
+        return {"begin": self.begin - base, "actions": actions}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Take over what `save` gave. Raises ShoalError where it is of another action space or size."""
+        kept = [np.asarray(saved["actions"][name]) for name in sorted(saved["actions"], key=int)]
+        here = [(log.shape[1:], log.dtype) for log in self.logs]
+        if [(log.shape[1:], log.dtype) for log in kept] != here:
+            raise ShoalError(
+                f"the saved actions are {[(log.shape[1:], str(log.dtype)) for log in kept]}, but this group's are "
+                f"{[(shape, str(dtype)) for shape, dtype in here]}: another environment or number of environments"
+            )
+        self.end = len(kept[0])
+        self._capacity = max(256, 2 * self.end)
+        self.logs = [
+            np.concatenate([log, np.zeros((self._capacity - self.end, *log.shape[1:]), log.dtype)])
+            for log in kept
+        ]
+        self.begin = np.asarray(saved["begin"], np.int64).copy()
+
+
+def probe(make: Callable[[], Any], *, heavy: bool = False) -> str:
+    """Which mode an environment needs: "journal", "fresh" or "none".
+
+    One episode of a new instance is the reference. It is replayed on an instance that has lived through other
+    episodes of varying length in between, and on further new instances where that shows a difference. The
+    bound is on steps, not on seconds, so that the answer is the same on a busy machine: at most 10 replays of
+    60 steps, or for `heavy` (image) observations 3 of 20.
+    """
+    replays, length = (3, 20) if heavy else (10, 60)
+    env = make()
+    try:
+        env.action_space.seed(0)
+        sent = [env.action_space.sample() for _ in range(length)]
+        reference = _trace(env, 0, sent)
+        if all(_trace(env, 0, sent) == reference for _ in _dirty(env, replays, length)):
+            return "journal"
+    finally:
+        env.close()
+    for _ in range(2):
+        again = make()
+        try:
+            if _trace(again, 0, sent) != reference:
+                return "none"
+        finally:
+            again.close()
+    return "fresh"
+
+
+def _dirty(env: Any, replays: int, length: int) -> Any:
+    """Before each replay, another episode of 1 ... length steps."""
+    for k in range(replays):
+        env.action_space.seed(k + 1)
+        _trace(env, k + 1, [env.action_space.sample() for _ in range(1 + (k * 23) % length)])
+        yield k
+
+
+def _trace(env: Any, seed: int, actions: Sequence[Any]) -> list[int]:
+    """The checksums of an episode's rows, up to its end or to the last action."""
+    observation, _ = env.reset(seed=seed)
+    trace = [_digest(observation, 0)]
+    for action in actions:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        trace.append(
+            _digest(observation, hash((float(reward), bool(terminated), bool(truncated))) & 0xFFFFFFFF)
+        )
+        if terminated or truncated:
+            break
+    return trace
+
+
+def _digest(observation: Any, value: int) -> int:
+    if isinstance(observation, dict):
+        observation = tuple(observation[name] for name in sorted(observation))
+    if isinstance(observation, tuple):
+        for part in observation:
+            value = _digest(part, value)
+        return value
+    return zlib.crc32(np.ascontiguousarray(observation).reshape(-1).view(np.uint8), value)

@@ -1,0 +1,318 @@
+"""From what one Gymnasium environment shows to rows of preallocated arrays, and from rows to its actions.
+
+    observation of environment i  --write-->  Observation arrays [B, ...], row i
+    action arrays [B, ...]        --split-->  B actions as the environments want them
+
+Spaces become `shoal.spaces`; dtypes are fixed once: floating boxes are float32, 64-bit integers 32-bit
+(JAX has no others by default), Discrete and MultiDiscrete int32, MultiBinary int8, masks bool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces as gym_spaces
+
+from shoal import spaces
+from shoal.errors import ShoalError
+from shoal.types import Observation
+
+MASK = "action_mask"
+Write = Callable[[int, Any], None]
+
+_NARROW = {"float64": "float32", "float16": "float32", "int64": "int32", "uint64": "uint32", "bool": "int8"}
+
+
+def convert_space(space: Any) -> spaces.Space:
+    """A Gymnasium space as plain data. Raises ShoalError for Text, Graph, Sequence and OneOf."""
+    match space:
+        case gym_spaces.Box():
+            dtype = _NARROW.get(str(space.dtype), str(space.dtype))
+            return spaces.Box(tuple(space.shape), _bound(space.low), _bound(space.high), dtype)
+        case gym_spaces.Discrete():
+            return spaces.Discrete(int(space.n), int(space.start))
+        case gym_spaces.MultiDiscrete():
+            if len(space.shape) != 1:
+                raise ShoalError(f"a MultiDiscrete space of shape {space.shape} is not supported; flatten it")
+            start = tuple(int(s) for s in space.start)
+            return spaces.MultiDiscrete(tuple(int(n) for n in space.nvec), start if any(start) else ())
+        case gym_spaces.MultiBinary():
+            return spaces.MultiBinary(tuple(int(n) for n in space.shape))
+        case gym_spaces.Tuple():
+            return spaces.Tuple(tuple(convert_space(s) for s in space.spaces))
+        case gym_spaces.Dict():
+            return spaces.Dict.of({name: convert_space(s) for name, s in space.spaces.items()})
+        case _:
+            raise ShoalError(
+                f"the space {type(space).__name__} is not supported; use Box, Discrete, MultiDiscrete, "
+                "MultiBinary, Dict or Tuple (a wrapper such as gymnasium.wrappers.FlattenObservation can convert)"
+            )
+
+
+def _bound(values: np.ndarray) -> float | tuple[float, ...]:
+    flat = np.asarray(values, np.float64).reshape(-1)
+    if flat.size == 0 or (flat == flat[0]).all():
+        return float(flat[0]) if flat.size else 0.0
+    return tuple(flat.tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How an environment's observations divide into roles.
+
+    policy, critic: the space of each role; policy_key and critic_key: where it lies in the observation
+    (None: the observation itself). mask_size: width of the flat mask; mask_in: "obs", "info" or "".
+    """
+
+    policy: spaces.Space
+    policy_key: str | None
+    critic: spaces.Space | None
+    critic_key: str | None
+    mask_size: int
+    mask_in: str
+
+
+def layout_of(observation: Any, action: Any, mask_in_info: bool) -> Layout:
+    """The roles in a Gymnasium observation space: the keys "action_mask", "policy" and "critic" of a Dict.
+
+    Where one other key remains beside the mask, the policy sees that one alone.
+    """
+    mask_in = "info" if mask_in_info else ""
+    policy, critic, policy_key, critic_key = observation, None, None, None
+    if isinstance(observation, gym_spaces.Dict):
+        names = set(observation.spaces)
+        if MASK in names:
+            mask_in = "obs"
+            names.remove(MASK)
+            if not names:
+                raise ShoalError(
+                    "the observation holds nothing but an action mask; the policy needs something to see"
+                )
+            policy = gym_spaces.Dict({name: observation.spaces[name] for name in sorted(names)})
+        if names == {"policy", "critic"}:
+            policy_key, critic_key = "policy", "critic"
+            policy, critic = observation.spaces["policy"], observation.spaces["critic"]
+        elif mask_in == "obs" and len(names) == 1:
+            (policy_key,) = names
+            policy = observation.spaces[policy_key]
+    return Layout(
+        policy=convert_space(policy),
+        policy_key=policy_key,
+        critic=None if critic is None else convert_space(critic),
+        critic_key=critic_key,
+        mask_size=mask_size(action) if mask_in else 0,
+        mask_in=mask_in,
+    )
+
+
+def mask_size(action: Any) -> int:
+    """The width of the flat mask of a Gymnasium action space; see `types.Observation`."""
+    match action:
+        case gym_spaces.Discrete():
+            return int(action.n)
+        case gym_spaces.MultiDiscrete():
+            return int(action.nvec.sum())
+        case gym_spaces.MultiBinary():
+            return 2 * int(np.prod(action.shape))
+        case _:
+            raise ShoalError(
+                f"action masks are for Discrete, MultiDiscrete and MultiBinary actions, not {type(action).__name__}"
+            )
+
+
+class Rows:
+    """B rows of one layout: `observation` holds the arrays, `write(i, obs)` fills row i.
+
+    `write_mask(i, mask)` fills a mask given apart (None: all allowed). `bytes[i]` is row i of every
+    array as memoryviews, for checksums; it shares memory with the arrays.
+    """
+
+    def __init__(self, layout: Layout, action: Any, size: int) -> None:
+        policy = spaces.zeros(layout.policy, (size,))
+        critic = None if layout.critic is None else spaces.zeros(layout.critic, (size,))
+        mask = np.ones((size, layout.mask_size), bool) if layout.mask_in else None
+        self.observation = Observation(policy, critic, mask)
+        self.write_mask: Write = (lambda i, m: None) if mask is None else _mask_writer(action, mask)
+        parts = [_at(layout.policy_key, _writer(layout.policy, policy))]
+        if layout.critic is not None:
+            parts.append(_at(layout.critic_key, _writer(layout.critic, critic)))
+        if layout.mask_in == "obs":
+            parts.append(_at(MASK, self.write_mask))
+        self.write: Write = parts[0] if len(parts) == 1 else _all(parts)
+        leaves = [*_leaves(policy), *_leaves(critic), *_leaves(mask)]
+        self.bytes = [tuple(memoryview(leaf[i : i + 1]) for leaf in leaves) for i in range(size)]
+        self._floats = [leaf.reshape(-1) for leaf in leaves if leaf.dtype.kind == "f"]
+        self._zeros = [np.zeros_like(leaf) for leaf in self._floats]
+        # A single box needs no function call for each row: the group writes these views itself.
+        plain = (
+            isinstance(policy, np.ndarray)
+            and policy.ndim > 1
+            and len(parts) == 1
+            and layout.policy_key is None
+        )
+        self.views: list[np.ndarray] | None = list(policy) if plain else None
+        self._choices = _choices(action) if layout.mask_in else ()
+
+    def finite(self) -> bool:
+        """Whether no row holds NaN or infinity: 0 * x is 0 but for those, and a dot product adds it up."""
+        return all(leaf.dot(zero) == 0.0 for leaf, zero in zip(self._floats, self._zeros, strict=True))
+
+    def stuck(self) -> np.ndarray:
+        """bool [B]: the rows whose mask leaves some choice without any option."""
+        mask = self.observation.mask
+        if mask is None:
+            return np.zeros(len(self.bytes), bool)
+        ends = np.cumsum(self._choices)
+        return ~np.stack([mask[:, e - n : e].any(1) for n, e in zip(self._choices, ends, strict=True)]).all(0)
+
+
+def _choices(action: Any) -> tuple[int, ...]:
+    match action:
+        case gym_spaces.Discrete():
+            return (int(action.n),)
+        case gym_spaces.MultiDiscrete():
+            return tuple(int(n) for n in action.nvec)
+        case _:
+            return (2,) * (mask_size(action) // 2)
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    if tree is None:
+        return []
+    if isinstance(tree, dict):
+        return [leaf for name in sorted(tree) for leaf in _leaves(tree[name])]
+    if isinstance(tree, tuple):
+        return [leaf for part in tree for leaf in _leaves(part)]
+    return [tree]
+
+
+def _writer(space: spaces.Space, array: Any) -> Write:
+    if isinstance(space, spaces.Dict):
+        parts = [_at(name, _writer(s, array[name])) for name, s in space.spaces]
+        return _all(parts)
+    if isinstance(space, spaces.Tuple):
+        return _all([_at(k, _writer(s, array[k])) for k, s in enumerate(space.spaces)])
+    if array.ndim == 1:
+        return array.__setitem__
+    views = list(array)
+
+    def write(i: int, value: Any) -> None:
+        views[i][...] = value
+
+    return write
+
+
+def _at(key: Any, write: Write) -> Write:
+    return write if key is None else lambda i, value: write(i, value[key])
+
+
+def _all(parts: Sequence[Write]) -> Write:
+    def write(i: int, value: Any) -> None:
+        for part in parts:
+            part(i, value)
+
+    return write
+
+
+def _mask_writer(action: Any, array: np.ndarray) -> Write:
+    """Writes Gymnasium's forms of a mask: int8 or bool [n], a tuple of them (MultiDiscrete), 0/1/2 (MultiBinary)."""
+    views = list(array)
+
+    def write(i: int, mask: Any) -> None:
+        if mask is None:
+            views[i][...] = True
+        elif isinstance(action, gym_spaces.MultiBinary):
+            free = np.asarray(mask).reshape(-1)
+            views[i][0::2] = free != 1
+            views[i][1::2] = free != 0
+        else:
+            flat = (
+                np.concatenate([np.reshape(m, -1) for m in mask]) if isinstance(mask, tuple | list) else mask
+            )
+            views[i][...] = np.reshape(np.asarray(flat), array.shape[1:]) != 0
+
+    return write
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The leaves of an action space, in the order in which JAX flattens an action.
+
+    leaves: (shape, dtype as it is kept in a journal) of each; `flatten` takes an action pytree [B, ...] to
+    its arrays in those dtypes (copies); `split` takes the arrays to B actions for `env.step`.
+    """
+
+    leaves: tuple[tuple[tuple[int, ...], np.dtype], ...]
+    flatten: Callable[[Any], list[np.ndarray]]
+    split: Callable[[list[np.ndarray]], list[Any]]
+
+
+def actions_of(space: Any) -> Actions:
+    """How actions of a Gymnasium space travel. Raises ShoalError for a space that is not supported."""
+    if isinstance(space, gym_spaces.Dict | gym_spaces.Tuple):
+        names: list[Any] = (
+            sorted(space.spaces) if isinstance(space, gym_spaces.Dict) else list(range(len(space.spaces)))
+        )
+        parts = [actions_of(space.spaces[name]) for name in names]
+        named = isinstance(space, gym_spaces.Dict)
+
+        def flatten(action: Any) -> list[np.ndarray]:
+            return [
+                leaf for name, part in zip(names, parts, strict=True) for leaf in part.flatten(action[name])
+            ]
+
+        def split(leaves: list[np.ndarray]) -> list[Any]:
+            columns, at = [], 0
+            for part in parts:
+                columns.append(part.split(leaves[at : at + len(part.leaves)]))
+                at += len(part.leaves)
+            rows = zip(*columns, strict=True)
+            return [dict(zip(names, row, strict=True)) for row in rows] if named else list(rows)
+
+        return Actions(tuple(leaf for part in parts for leaf in part.leaves), flatten, split)
+
+    convert_space(space)  # raises for what is not supported
+    shape: tuple[int, ...] = tuple(space.shape)
+    dtype = np.dtype(space.dtype)
+    kept = _compact(space)
+
+    def flatten_leaf(action: Any) -> list[np.ndarray]:
+        return [np.array(action, kept)]
+
+    if isinstance(space, gym_spaces.Box) and dtype.kind == "f" and dtype != np.float32:
+
+        def split_leaf(leaves: list[np.ndarray]) -> list[Any]:
+            # A float32 bound may lie outside the float64 bound that it rounds.
+            return list(np.clip(leaves[0].astype(dtype), space.low, space.high))
+
+    elif kept == dtype and shape:
+
+        def split_leaf(leaves: list[np.ndarray]) -> list[Any]:
+            return list(leaves[0])
+
+    else:
+
+        def split_leaf(leaves: list[np.ndarray]) -> list[Any]:
+            rows = list(leaves[0].astype(dtype))
+            return (
+                rows if shape or isinstance(space, gym_spaces.Discrete) else [np.array(row) for row in rows]
+            )
+
+    return Actions(((shape, kept),), flatten_leaf, split_leaf)
+
+
+def _compact(space: Any) -> np.dtype:
+    """The smallest dtype that holds every action: what a journal keeps."""
+    match space:
+        case gym_spaces.Discrete():
+            low, high = int(space.start), int(space.start) + int(space.n) - 1
+        case gym_spaces.MultiDiscrete():
+            low, high = int(space.start.min()), int((space.start + space.nvec).max()) - 1
+        case gym_spaces.Box() if np.dtype(space.dtype).kind == "f":
+            return np.dtype(np.float32)
+        case _:
+            return np.dtype(space.dtype)
+    return np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high))
