@@ -1,0 +1,53 @@
+"""Shoal: parallel and distributed reinforcement learning.
+
+The same few lines run in one process, compiled into one program, or on a cluster, to the same bits.
+The public names are listed here once and imported when they are used, so that `import shoal` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "PPO": "shoal.algorithms.ppo",
+    "A2C": "shoal.algorithms.a2c",
+    "REINFORCE": "shoal.algorithms.reinforce",
+    "Trainer": "shoal.trainer",
+    "Policy": "shoal.policy",
+    "Local": "shoal.execution.local",
+    "Compiled": "shoal.execution.compiled",
+    "Evaluation": "shoal.evaluation",
+    "GridWorld": "shoal.envs.gridworld",
+    "Result": "shoal.metrics",
+    "ShoalError": "shoal.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from shoal.algorithms.a2c import A2C as A2C
+    from shoal.algorithms.ppo import PPO as PPO
+    from shoal.algorithms.reinforce import REINFORCE as REINFORCE
+    from shoal.envs.gridworld import GridWorld as GridWorld
+    from shoal.errors import ShoalError as ShoalError
+    from shoal.evaluation import Evaluation as Evaluation
+    from shoal.execution.compiled import Compiled as Compiled
+    from shoal.execution.local import Local as Local
+    from shoal.metrics import Result as Result
+    from shoal.policy import Policy as Policy
+    from shoal.trainer import Trainer as Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -5,12 +5,16 @@ It never learns which algorithm it runs; an algorithm never learns where it runs
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.types import Metrics, State
+from shoal.types import Agent, Metrics, State
+
+if TYPE_CHECKING:
+    from shoal.envs import Source
 
 
 class Iteration(NamedTuple):
@@ -28,17 +32,31 @@ class Iteration(NamedTuple):
 
 
 class Run(Protocol):
-    """A started executor. `state` is the learner's; save and load hold all that the next iteration needs."""
+    """A started executor. `state` is the learner's; save and load are for all else that the next iteration
+    needs: groups, memories, counters."""
 
     state: State
 
     def iterate(self) -> Iteration: ...
 
-    def save(self) -> dict[str, Any]: ...
+    def save(self) -> dict[str, Any]:
+        """A tree of NumPy arrays, for a checkpoint."""
+        ...
 
-    def load(self, saved: dict[str, Any]) -> None: ...
+    def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
+        """Continue from the arrays of a checkpoint whose paths begin with `prefix`."""
+        ...
 
     def close(self) -> None: ...
+
+
+class Executor(Protocol):
+    """Where to run, as a frozen dataclass: Local, Compiled, ..."""
+
+    @property
+    def envs(self) -> int: ...
+
+    def start(self, agent: Agent, source: Source, seed: int) -> Run: ...
 
 
 def group_size(envs: int, groups: int) -> int:

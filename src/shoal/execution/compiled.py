@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shoal.checkpoint import restore
 from shoal.envs import Source
 from shoal.envs.jax import VectorEnv, vectorize
 from shoal.errors import ShoalError
@@ -152,18 +154,11 @@ class CompiledRun:
         )
 
     def save(self) -> dict[str, Any]:
-        loop = jax.device_get(self._loop)
-        return {
-            "learner": loop.learner,
-            "iteration": loop.iteration,
-            "groups": {"env": loop.env, "step": loop.step, "carry": loop.carry},
-        }
+        return jax.device_get(self._loop._replace(learner=())._asdict())
 
-    def load(self, saved: dict[str, Any]) -> None:
-        groups = saved["groups"]
-        self._loop = jax.device_put(
-            Loop(saved["learner"], groups["env"], groups["step"], groups["carry"], saved["iteration"])
-        )
+    def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
+        template = self._loop._replace(learner=())._asdict()
+        self._loop = Loop(**restore(template, saved, prefix))._replace(learner=self._loop.learner)
 
     def close(self) -> None:
         pass

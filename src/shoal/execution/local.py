@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from shoal.checkpoint import nested, restore
 from shoal.envs import Source
 from shoal.execution import Iteration, group_size
 from shoal.execution.unroll import act_row, host_unroll, join
@@ -85,21 +87,17 @@ class LocalRun:
         )
 
     def save(self) -> dict[str, Any]:
-        return {
-            "learner": jax.device_get(self.state),
-            "iteration": np.int64(self._iteration),
-            "groups": [
-                {"env": group.save(), "carry": jax.device_get(carry)}
-                for group, carry in zip(self._groups, self._carry, strict=True)
-            ],
+        groups = {
+            str(g): {"env": group.save(), "carry": jax.device_get(self._carry[g])}
+            for g, group in enumerate(self._groups)
         }
+        return {"iteration": np.int64(self._iteration), "groups": groups}
 
-    def load(self, saved: dict[str, Any]) -> None:
-        self.state = jax.device_put(saved["learner"])
-        self._iteration = int(saved["iteration"])
-        for g, part in enumerate(saved["groups"]):
-            self._groups[g].load(part["env"])
-            self._carry[g] = jax.device_put(part["carry"])
+    def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
+        self._iteration = int(saved[f"{prefix}/iteration"])
+        for g, group in enumerate(self._groups):
+            group.load(nested(saved, f"{prefix}/groups/{g}/env"))
+            self._carry[g] = restore(self._carry[g], saved, f"{prefix}/groups/{g}/carry")
 
     def close(self) -> None:
         for group in self._groups:

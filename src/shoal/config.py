@@ -1,0 +1,131 @@
+"""What a run is, as plain data: all that is needed to repeat it, and how to build it from that again."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import shoal
+from shoal import algorithms, spaces
+from shoal.errors import ShoalError
+from shoal.execution import Executor
+from shoal.execution.compiled import Compiled
+from shoal.execution.local import Local
+from shoal.transforms import normalize_observations, scale_rewards
+from shoal.types import Agent, Algorithm, EnvSpec
+
+EXECUTORS: dict[str, type] = {"local": Local, "compiled": Compiled}
+_GIVEN = {"given": "as a function"}  # stands for a value that is code, and must be given again
+
+
+def algorithm_to_json(algorithm: Any) -> dict[str, Any]:
+    """{"name", "settings"}; a user's own dataclass has its importable reference as name."""
+    if not dataclasses.is_dataclass(algorithm) or isinstance(algorithm, type):
+        raise ShoalError(
+            f"the algorithm must be an instance of its dataclass, such as PPO(), got {algorithm!r}"
+        )
+    cls = type(algorithm)
+    settings = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
+    return {
+        "name": algorithms.name_of(algorithm) or f"{cls.__module__}:{cls.__qualname__}",
+        "settings": {name: _GIVEN if callable(value) else value for name, value in settings.items()},
+    }
+
+
+def algorithm_from_json(data: Mapping[str, Any], given: Any = None, *, trust_imports: bool = False) -> Algorithm:
+    """The algorithm again. Where it is, or holds, code of the user's, `given` must supply it."""
+    if given is not None:
+        return given
+    name, settings = data["name"], data["settings"]
+    code = [key for key, value in settings.items() if value == _GIVEN]
+    if code:
+        raise ShoalError(
+            f"{name} was trained with {', '.join(code)} given as a function, which no checkpoint holds: pass "
+            f"algorithm= with the same {', '.join(code)}"
+        )
+    if ":" not in name:
+        cls = algorithms.load(name)
+    elif trust_imports:
+        module, _, attribute = name.partition(":")
+        cls = getattr(importlib.import_module(module), attribute)
+    else:
+        raise ShoalError(
+            f"this run's algorithm is {name}: pass algorithm= again, or trust_imports=True to let it be imported"
+        )
+    fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return cls(**fixed)
+
+
+def executor_to_json(on: Any) -> dict[str, Any]:
+    """{"name", fields}."""
+    name = next((name for name, cls in EXECUTORS.items() if isinstance(on, cls)), None)
+    if name is None:
+        raise ShoalError(f"on= must be one of {', '.join(c.__name__ for c in EXECUTORS.values())}, got {on!r}")
+    return {"name": name, **dataclasses.asdict(on)}
+
+
+def executor_from_json(data: Mapping[str, Any]) -> Executor:
+    fields = dict(data)
+    return EXECUTORS[fields.pop("name")](**fields)
+
+
+def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
+    return {
+        "id": spec.id,
+        "observation": spaces.to_json(spec.observation),
+        "action": spaces.to_json(spec.action),
+        "critic": None if spec.critic is None else spaces.to_json(spec.critic),
+        "masked": spec.masked,
+        "max_episode_steps": spec.max_episode_steps,
+    }
+
+
+def spec_from_json(data: Mapping[str, Any]) -> EnvSpec:
+    return EnvSpec(
+        id=data["id"],
+        observation=spaces.from_json(data["observation"]),
+        action=spaces.from_json(data["action"]),
+        critic=None if data["critic"] is None else spaces.from_json(data["critic"]),
+        masked=data["masked"],
+        max_episode_steps=data["max_episode_steps"],
+    )
+
+
+def transformed(agent: Agent, spec: EnvSpec, algorithm: Any, config: Mapping[str, Any]) -> Agent:
+    """The agent with the transforms that the run asks for."""
+    if config["normalize_observations"]:
+        agent = normalize_observations(agent, spec)
+    if config["scale_rewards"]:
+        agent = scale_rewards(agent, algorithm.discount)
+    return agent
+
+
+def agent_of(
+    config: Mapping[str, Any], spec: EnvSpec, *, algorithm: Any = None, trust_imports: bool = False
+) -> Agent:
+    """The agent that a run's configuration describes."""
+    algorithm = algorithm_from_json(config["algorithm"], algorithm, trust_imports=trust_imports)
+    return transformed(algorithm.bind(spec), spec, algorithm, config)
+
+
+def versions() -> dict[str, str]:
+    """What the bits may depend on, to be recorded with a run."""
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "absent"
+
+    packages = ("jax", "jaxlib", "numpy", "optax", "gymnasium")
+    return {
+        "shoal": shoal.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+        **{package: installed(package) for package in packages},
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,160 @@
+"""A trained policy alone: what inference needs and no more. It acts, saves and loads by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from shoal import checkpoint, spaces
+from shoal.errors import ShoalError
+from shoal.execution.unroll import act_row
+from shoal.keys import key_for
+from shoal.types import Agent, Carry, EnvSpec, Observation, Params
+
+
+class Policy:
+    """Maps observations to actions, with the preprocessing and the memory that training used.
+
+    Observations are given as the environment gives them (an action mask within the dict, or as `mask=`);
+    actions come back as the environment takes them.
+    """
+
+    def __init__(self, agent: Agent, params: Params, spec: EnvSpec, config: Mapping[str, Any], seed: int = 0) -> None:
+        self.spec = spec
+        self.params = params
+        self.config = dict(config)
+        self._begin = agent.begin
+        self._act = jax.jit(act_row(agent))
+        self._key = key_for(seed, "inference")
+        self._calls = 0
+        self._memory: Carry | None = None
+
+    def compute_single_action(
+        self, obs: Any, *, explore: bool = False, first: bool = False, mask: Any = None
+    ) -> Any:
+        """The action for one observation: the most likely one, or a sample where `explore`.
+
+        The policy's memory, if it has one, runs on from call to call; first=True begins a new episode.
+        """
+        observation = to_observation(self.spec, obs, mask, ())
+        rows = jax.tree.map(lambda x: x[None], observation)
+        fresh = first or self._memory is None
+        action, self._memory = self._compute(rows, self._memory, np.asarray([fresh]), explore, 1)
+        return jax.tree.map(lambda x: x[0], action)
+
+    def compute_actions(
+        self, obs: Any, *, memory: Carry | None = None, first: Any = None, explore: bool = False, mask: Any = None
+    ) -> tuple[Any, Carry]:
+        """Actions for a batch of observations [B, ...], and the memory after it, to be passed in again.
+
+        memory=None begins anew; first: bool [B], the rows in which an episode begins.
+        """
+        size = len(jax.tree.leaves(obs)[0])
+        observation = to_observation(self.spec, obs, mask, (size,))
+        begins = np.full(size, memory is None) if first is None else np.asarray(first, bool)
+        return self._compute(observation, memory, begins, explore, size)
+
+    def _compute(
+        self, obs: Observation, memory: Carry | None, first: np.ndarray, explore: bool, size: int
+    ) -> tuple[Any, Carry]:
+        carry = self._begin(size) if memory is None else memory
+        index, reward = np.arange(size, dtype=np.int32), np.zeros(size, np.float32)
+        number = np.uint32(self._calls % 2**32)
+        self._calls += 1
+        action, carry, _ = self._act(
+            self.params, carry, obs, first, reward, self._key, number, index, np.bool_(explore)
+        )
+        return jax.tree.map(np.asarray, action), carry
+
+    def save(self, path: str | Path) -> Path:
+        """Save as a folder that `Policy.load` reads: the acting parameters and how to build the policy."""
+        target = Path(path)
+        checkpoint.save(target, {"policies": {"main": self.params}}, {"kind": "policy", "config": self.config})
+        return target
+
+    @staticmethod
+    def load(path: str | Path, *, algorithm: Any = None, trust_imports: bool = False) -> Policy:
+        """A policy saved by `Policy.save`, or the acting part of a training checkpoint.
+
+        algorithm: must be given again where it held functions of yours (`network=`).
+        """
+        from shoal.config import agent_of, spec_from_json
+
+        loaded = checkpoint.load(path)
+        config = loaded.info["config"]
+        spec = spec_from_json(config["spec"])
+        agent = agent_of(config, spec, algorithm=algorithm, trust_imports=trust_imports)
+        state = jax.eval_shape(agent.init, key_for(0, "init"))
+        if loaded.info.get("kind") == "policy":
+            params = checkpoint.restore(jax.eval_shape(agent.policy, state), loaded.arrays, "policies/main")
+        else:
+            params = agent.policy(checkpoint.restore(state, loaded.arrays, "policies/main"))
+        return Policy(agent, jax.device_put(params), spec, config, int(config["seed"]))
+
+
+def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...]) -> Observation:
+    """An environment's own observation by role, cast and checked against the spec: [*batch, ...].
+
+    Raises ShoalError where a part is missing or has another shape.
+    """
+    policy, critic = obs, None
+    if isinstance(obs, Mapping):
+        rest = {k: v for k, v in obs.items() if not (spec.masked and k == "action_mask")}
+        mask = obs.get("action_mask", mask) if spec.masked else mask
+        policy = rest
+        if spec.critic is not None or not isinstance(spec.observation, spaces.Dict):
+            critic = rest.get("critic")
+            policy = rest["policy"] if "policy" in rest else next(iter(rest.values()))
+    if spec.critic is not None:
+        # The critic is not asked at inference: what it would see may be absent.
+        missing = spaces.zeros(spec.critic, batch)
+        critic = missing if critic is None else _cast(spec.critic, critic, batch, spec.id)
+    if spec.masked:
+        mask = None if mask is None else _flat_mask(spec.action, mask, batch)
+        if mask is None:
+            mask = np.ones((*batch, _choices(spec.action)), bool)
+    return Observation(_cast(spec.observation, policy, batch, spec.id), critic, mask if spec.masked else None)
+
+
+def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> Any:
+    if isinstance(space, spaces.Dict):
+        missing = [k for k, _ in space.spaces if not isinstance(obs, Mapping) or k not in obs]
+        if missing:
+            raise ShoalError(f"an observation of {name} needs the keys {[k for k, _ in space.spaces]}; {missing} missing")
+        return {k: _cast(s, obs[k], batch, name) for k, s in space.spaces}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_cast(s, o, batch, name) for s, o in zip(space.spaces, obs, strict=True))
+    like = spaces.zeros(space, batch)
+    array = np.asarray(obs)
+    if array.shape != like.shape:
+        raise ShoalError(f"an observation of {name} has shape {like.shape}, got {array.shape}")
+    return array.astype(like.dtype)
+
+
+def _choices(space: spaces.Space) -> int:
+    match space:
+        case spaces.Discrete():
+            return space.n
+        case spaces.MultiDiscrete():
+            return sum(space.nvec)
+        case spaces.MultiBinary():
+            return 2 * int(np.prod(space.shape))
+        case _:
+            raise ShoalError(f"actions of {space} take no mask")
+
+
+def _flat_mask(space: spaces.Space, mask: Any, batch: tuple[int, ...]) -> np.ndarray:
+    """Gymnasium's forms of a mask as `types.Observation` has it: bool [*batch, choices]."""
+    if isinstance(space, spaces.MultiBinary):
+        free = np.asarray(mask).reshape(*batch, -1)
+        return np.stack([free != 1, free != 0], axis=-1).reshape(*batch, -1)
+    if isinstance(mask, tuple | list) and isinstance(space, spaces.MultiDiscrete):
+        mask = np.concatenate([np.asarray(m).reshape(*batch, -1) for m in mask], axis=-1)
+    flat = np.asarray(mask).reshape(*batch, -1) != 0
+    if flat.shape[-1] != _choices(space):
+        raise ShoalError(f"an action mask here has {_choices(space)} entries, got {flat.shape[-1]}")
+    return flat

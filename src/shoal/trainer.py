@@ -1,0 +1,433 @@
+"""The public face: an algorithm, an environment, a seed, and where to run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from shoal import checkpoint
+from shoal.config import (
+    agent_of,
+    algorithm_from_json,
+    algorithm_to_json,
+    executor_from_json,
+    executor_to_json,
+    spec_to_json,
+    versions,
+)
+from shoal.counters import value
+from shoal.envs import resolve
+from shoal.errors import ShoalError
+from shoal.evaluation import UNLIMITED, Evaluation, evaluate
+from shoal.execution import Executor
+from shoal.execution.local import Local
+from shoal.execution.unroll import act_row
+from shoal.fingerprint import fingerprint
+from shoal.metrics import Episodes, Result
+from shoal.policy import Policy
+from shoal.rundir import RunDir
+from shoal.runtime import configure
+from shoal.writers import Writer, open_writers
+
+
+class Trainer:
+    """Trains one policy.
+
+    algorithm: PPO(), A2C(), REINFORCE() or a dataclass of yours with `bind`. env: a Gymnasium id, a class,
+    a callable without arguments, "jax:NAME", "gymnax:NAME" or a JaxEnv. on: Local(), Compiled().
+    env_kwargs, wrappers, time_limit, vector, journal: see `shoal.envs.resolve`.
+    run_dir: a new folder for config, metrics and checkpoints; None keeps everything in memory.
+    normalize_observations, scale_rewards: running statistics around the algorithm (`shoal.transforms`).
+    checkpoint_every: environment steps, checkpoint_seconds: seconds between checkpoints (both may hold);
+    keep_checkpoints: how many of the last are kept, beside the best. evaluate_every: environment steps
+    between evaluations of evaluate_episodes episodes; the best checkpoint is the one that evaluates best.
+    threads: XLA's CPU threads, part of the experiment. warm_start: a checkpoint whose parameters to begin
+    with. sinks: "tensorboard", "wandb", "mlflow".
+    """
+
+    def __init__(
+        self,
+        algorithm: Any,
+        env: Any,
+        *,
+        seed: int = 0,
+        on: Executor | None = None,
+        run_dir: str | Path | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[Any] = (),
+        time_limit: int | None = None,
+        vector: bool = False,
+        journal: str = "auto",
+        normalize_observations: bool = False,
+        scale_rewards: bool = False,
+        checkpoint_every: int | None = None,
+        checkpoint_seconds: float | None = 60.0,
+        keep_checkpoints: int = 3,
+        evaluate_every: int | None = None,
+        evaluate_episodes: int = 20,
+        threads: int = 1,
+        warm_start: str | Path | None = None,
+        sinks: Sequence[str] = ("tensorboard",),
+    ) -> None:
+        on = on or Local()
+        described = {"algorithm": algorithm_to_json(algorithm), "on": executor_to_json(on)}
+        for name, number, least in (
+            ("seed", seed, 0),
+            ("keep_checkpoints", keep_checkpoints, 1),
+            ("evaluate_episodes", evaluate_episodes, 1),
+            ("threads", threads, 1),
+        ):
+            if number < least:
+                raise ShoalError(f"{name} must be at least {least}, got {number}")
+        self._threads = configure(threads)
+        how = {"env_kwargs": env_kwargs, "wrappers": wrappers, "time_limit": time_limit, "vector": vector}
+        self._source = resolve(env, journal=journal, **how)
+        spec = self._source.spec
+        self.config: dict[str, Any] = {
+            **described,
+            "env": self._source.reference,
+            "spec": spec_to_json(spec),
+            "seed": seed,
+            "journal": self._source.journal,
+            "normalize_observations": normalize_observations,
+            "scale_rewards": scale_rewards,
+            "checkpoint_every": checkpoint_every,
+            "checkpoint_seconds": checkpoint_seconds,
+            "keep_checkpoints": keep_checkpoints,
+            "evaluate_every": evaluate_every,
+            "evaluate_episodes": evaluate_episodes,
+            "threads": self._threads,
+            "warm_start": None if warm_start is None else str(warm_start),
+            "sinks": list(sinks),
+            "versions": versions(),
+        }
+        self._agent = agent_of(self.config, spec, algorithm=algorithm)
+        # Without a time limit an evaluation would not end; the training environments stay as they are.
+        self._act = jax.jit(act_row(self._agent))
+        self._run = on.start(self._agent, self._source, seed)
+        self._episodes = Episodes()
+        self._iteration = 0
+        self._env_steps = 0
+        self._elapsed = 0.0
+        self._best = -math.inf
+        self._saved_at = (0, time.monotonic())
+        self._evaluated_at = 0
+        self._stopping = False
+        self._last: Result | None = None
+        if warm_start is not None:
+            self._take_parameters(warm_start)
+        self._dir: RunDir | None = None
+        self._writers: list[Writer] = []
+        if run_dir is not None:
+            self._record(RunDir.create(run_dir, self.config))
+
+    # -- learning ----------------------------------------------------------------------------------------
+
+    def train(self) -> Result:
+        """One iteration: a fragment of every environment and one update."""
+        begun = time.perf_counter()
+        iteration = self._run.iterate()
+        for group, (reward, first) in enumerate(iteration.fragments):
+            self._episodes.add(group, reward, first)
+        before, self._env_steps = self._env_steps, value(self._run.state.env_steps)
+        self._iteration += 1
+        row: dict[str, Any] = {
+            "iteration": self._iteration,
+            "env_steps": self._env_steps,
+            "episodes": self._episodes.count,
+            "episode_return_mean": self._episodes.mean_return(),
+            "episode_length_mean": self._episodes.mean_length(),
+            **{name: iteration.metrics[name] for name in sorted(iteration.metrics)},
+            **{f"env/{name}": number for name, number in iteration.info.items()},
+        }
+        _refuse_divergence(row, self._iteration)
+        seconds = time.perf_counter() - begun
+        row |= {f"timing/{name}": spent for name, spent in iteration.spent.items()}
+        row["timing/steps_per_second"] = (self._env_steps - before) / seconds
+        evaluation = self._evaluate_if_due()
+        if evaluation is not None:
+            row |= {"evaluation/return_mean": evaluation.mean, "evaluation/return_std": evaluation.std}
+        self._elapsed += time.perf_counter() - begun
+        row["timing/seconds"] = self._elapsed
+        self._last = Result(row)
+        if self._dir is not None:
+            for writer in self._writers:  # before any checkpoint of this iteration, which implies its row
+                writer.write(self._last)
+            if evaluation is not None and evaluation.mean > self._best:
+                self._best = evaluation.mean
+                self._checkpoint()
+                self._dir.note_best(self._env_steps, evaluation.mean)
+            self._checkpoint_if_due()
+        return self._last
+
+    def fit(
+        self,
+        steps: int | None = None,
+        *,
+        seconds: float | None = None,
+        target_return: float | None = None,
+        on_result: Callable[[Result], None] | None = None,
+    ) -> Result:
+        """Train until `steps` environment steps in all, `seconds` in all, or a mean return of
+        `target_return` over the last 100 episodes, whichever comes first; then save.
+
+        on_result is called after each iteration. Returns the last Result.
+        """
+        if steps is None and seconds is None and target_return is None:
+            raise ShoalError("fit needs a goal: steps=, seconds= or target_return=")
+        self._stopping = False
+        done = lambda: (  # noqa: E731
+            self._stopping
+            or (steps is not None and self._env_steps >= steps)
+            or (seconds is not None and self._elapsed >= seconds)
+            or (target_return is not None and self.reached(target_return))
+        )
+        while not done():
+            result = self.train()
+            if on_result is not None:
+                on_result(result)
+        if self._last is None:
+            raise ShoalError(f"nothing to do: the run already stands at {self._env_steps} of {steps} steps")
+        if self._dir is not None:
+            self._checkpoint()
+            self._dir.write_summary(self.summary())
+        return self._last
+
+    def stop(self) -> None:
+        """Let `fit` return after the iteration in hand. Safe to call from a signal handler or a thread."""
+        self._stopping = True
+
+    def reached(self, target_return: float) -> bool:
+        """Whether the mean return over the last 100 episodes (100 must have ended) is at least this."""
+        return self._episodes.count >= self._episodes.window and self._episodes.mean_return() >= target_return
+
+    # -- using what was learned --------------------------------------------------------------------------
+
+    def evaluate(self, episodes: int = 20, *, explore: bool = False, video: str | Path | None = None) -> Evaluation:
+        """Whole episodes with the present policy, on environments and seeds of their own (always the same).
+
+        explore: sample actions instead of taking the most likely. video: a folder for a recording of
+        the first episode. Nothing of the training changes.
+        """
+        source, envs = self._source, min(episodes, 10)
+        if video is not None:
+            source, envs = source.recorded(Path(video)), 1
+        params = self._agent.policy(self._run.state)
+        return evaluate(
+            self._act, self._agent.begin, params, source, episodes, self.config["seed"], explore=explore, envs=envs
+        )
+
+    def policy(self) -> Policy:
+        """The present policy alone: acts, saves and loads by itself."""
+        params = self._agent.policy(self._run.state)
+        return Policy(self._agent, params, self._source.spec, self.config, self.config["seed"])
+
+    def compute_single_action(self, obs: Any, *, explore: bool = False, first: bool = False, mask: Any = None) -> Any:
+        """See `Policy.compute_single_action`; follows the parameters as training goes on."""
+        return self._acting().compute_single_action(obs, explore=explore, first=first, mask=mask)
+
+    def compute_actions(self, obs: Any, **how: Any) -> tuple[Any, Any]:
+        """See `Policy.compute_actions`."""
+        return self._acting().compute_actions(obs, **how)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the parameters: equal runs, equal prints."""
+        return fingerprint(self._run.state.params)
+
+    def summary(self) -> dict[str, Any]:
+        """Where the run stands."""
+        return {
+            "iteration": self._iteration,
+            "env_steps": self._env_steps,
+            "episodes": self._episodes.count,
+            "seconds": self._elapsed,
+            "episode_return_mean": self._episodes.mean_return(),
+            "episode_length_mean": self._episodes.mean_length(),
+            "fingerprint": self.fingerprint(),
+        }
+
+    # -- saving and resuming -----------------------------------------------------------------------------
+
+    @property
+    def run_dir(self) -> Path | None:
+        return None if self._dir is None else self._dir.path
+
+    def save(self, path: str | Path | None = None) -> Path:
+        """Save everything that training needs to go on exactly: to `path`, or into the run directory."""
+        if path is None:
+            if self._dir is None:
+                raise ShoalError("save needs a path, since this Trainer has no run_dir")
+            return self._checkpoint()
+        checkpoint.save(path, self._tree(), self._info())
+        return Path(path)
+
+    @staticmethod
+    def restore(
+        path: str | Path,
+        *,
+        algorithm: Any = None,
+        env: Any = None,
+        wrappers: Sequence[Any] | None = None,
+        run_dir: str | Path | None = None,
+        trust_imports: bool = False,
+    ) -> Trainer:
+        """A Trainer that continues from a checkpoint (or a run directory's last one), bit for bit.
+
+        algorithm, env, wrappers: must be given again where they were, or held, functions of yours.
+        trust_imports: let names that the checkpoint gives be imported.
+        """
+        place = Path(path)
+        is_run = (place / "config.json").exists()
+        loaded = (RunDir.read(place).latest_checkpoint() if is_run else None) or checkpoint.load(place)
+        if loaded.info.get("kind") != "trainer":
+            raise ShoalError(f"{place} holds a policy, not a training run: load it with Policy.load")
+        trainer = _rebuild(loaded.info["config"], algorithm, env, wrappers, trust_imports)
+        trainer._load(loaded)
+        if run_dir is not None:
+            trainer._record(RunDir.create(run_dir, trainer.config))
+        return trainer
+
+    @staticmethod
+    def resume(
+        run_dir: str | Path,
+        *,
+        algorithm: Any = None,
+        env: Any = None,
+        wrappers: Sequence[Any] | None = None,
+        trust_imports: bool = False,
+    ) -> Trainer:
+        """A Trainer that goes on in a run directory from its last good checkpoint (or from the start, where
+        there is none yet); what was written after that checkpoint is cut first."""
+        directory = RunDir.open(run_dir)
+        try:
+            loaded = directory.latest_checkpoint()
+            trainer = _rebuild(directory.config, algorithm, env, wrappers, trust_imports)
+            if loaded is not None:
+                trainer._load(loaded)
+            elif directory.config["warm_start"] is not None:
+                trainer._take_parameters(directory.config["warm_start"])
+            directory.cut(trainer._env_steps)
+            trainer._record(directory)
+        except BaseException:
+            directory.close()
+            raise
+        return trainer
+
+    def close(self) -> None:
+        """Close the environments and the run directory. A closed Trainer trains no more."""
+        self._run.close()
+        for writer in self._writers:
+            writer.close()
+        if self._dir is not None:
+            self._dir.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- within ------------------------------------------------------------------------------------------
+
+    def _tree(self) -> dict[str, Any]:
+        return {
+            "policies": {"main": jax.device_get(self._run.state)},
+            "run": self._run.save(),
+            "episodes": self._episodes.save(),
+        }
+
+    def _info(self) -> dict[str, Any]:
+        progress = {
+            "iteration": self._iteration,
+            "env_steps": self._env_steps,
+            "seconds": self._elapsed,
+            "best": None if math.isinf(self._best) else self._best,
+            "evaluated_at": self._evaluated_at,
+        }
+        return {"kind": "trainer", "config": self.config, "progress": progress}
+
+    def _load(self, loaded: checkpoint.Loaded) -> None:
+        progress = loaded.info["progress"]
+        self._run.state = checkpoint.restore(self._run.state, loaded.arrays, "policies/main")
+        self._run.load(loaded.arrays, "run")
+        self._episodes.load(checkpoint.nested(loaded.arrays, "episodes"))
+        self._iteration, self._env_steps = progress["iteration"], progress["env_steps"]
+        self._elapsed, self._evaluated_at = progress["seconds"], progress["evaluated_at"]
+        self._best = -math.inf if progress["best"] is None else progress["best"]
+        self._saved_at = (self._env_steps, time.monotonic())
+
+    def _take_parameters(self, path: str | Path) -> None:
+        loaded = checkpoint.load(path)
+        params = checkpoint.restore(self._run.state.params, loaded.arrays, "policies/main/params")
+        self._run.state = self._run.state._replace(params=params)
+
+    def _checkpoint(self) -> Path:
+        assert self._dir is not None
+        self._saved_at = (self._env_steps, time.monotonic())
+        keep = self.config["keep_checkpoints"]
+        return self._dir.save_checkpoint(self._env_steps, self._tree(), self._info(), keep_last=keep)
+
+    def _record(self, directory: RunDir) -> None:
+        """Write to this run directory from now on, cutting what it has beyond the present iteration."""
+        self._dir = directory
+        self._writers = open_writers(directory, self.config["sinks"], self._iteration, self._env_steps)
+
+    def _checkpoint_if_due(self) -> None:
+        steps, moment = self._saved_at
+        every, seconds = self.config["checkpoint_every"], self.config["checkpoint_seconds"]
+        if (every and self._env_steps // every > steps // every) or (
+            seconds and time.monotonic() - moment >= seconds
+        ):
+            self._checkpoint()
+
+    def _evaluate_if_due(self) -> Evaluation | None:
+        every = self.config["evaluate_every"]
+        if not every or self._env_steps // every <= self._evaluated_at // every:
+            return None
+        self._evaluated_at = self._env_steps
+        return self.evaluate(self.config["evaluate_episodes"])
+
+    def _acting(self) -> Policy:
+        params = self._agent.policy(self._run.state)
+        if not hasattr(self, "_policy"):
+            self._policy = self.policy()
+        self._policy.params = params
+        return self._policy
+
+
+def _rebuild(
+    config: Mapping[str, Any], algorithm: Any, env: Any, wrappers: Sequence[Any] | None, trust_imports: bool
+) -> Trainer:
+    """A Trainer as the configuration says, without a run directory, standing at the beginning."""
+    reference = config["env"]
+    if env is None:
+        if reference is None:
+            raise ShoalError(
+                f"this run's environment ({config['spec']['id']}) was given as a function or class, which no "
+                "checkpoint holds: pass env= again"
+            )
+        env = reference
+    kept = ("seed", "journal", "normalize_observations", "scale_rewards", "checkpoint_every", "checkpoint_seconds")
+    kept += ("keep_checkpoints", "evaluate_every", "evaluate_episodes", "threads", "sinks")
+    trainer = Trainer(
+        algorithm_from_json(config["algorithm"], algorithm, trust_imports=trust_imports),
+        env,
+        on=executor_from_json(config["on"]),
+        **{name: config[name] for name in kept},
+    )
+    return trainer
+
+
+def _refuse_divergence(row: Mapping[str, Any], iteration: int) -> None:
+    for name, number in row.items():
+        if name.startswith("loss/") and not np.isfinite(number):
+            raise ShoalError(
+                f"training diverged: {name} is {float(number)} in iteration {iteration}; the last checkpoint is "
+                "kept. A smaller learning_rate or max_grad_norm may help"
+            )
