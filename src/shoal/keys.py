@@ -62,7 +62,7 @@ def fold(key: Key, *numbers: Any) -> Key:
     key = xp.asarray(key)
     with np.errstate(over="ignore"):
         for number in numbers:
-            low = number % 2**32 if isinstance(number, int) else number
+            low = np.uint32(number % 2**32) if isinstance(number, int) else number
             low = xp.asarray(low).astype(xp.uint32)
             # The constant keeps keys apart from the counters that `bits` uses.
             high = xp.full_like(low, 0x5A0A1000)
@@ -97,7 +97,7 @@ def normal(key: Key, n: int) -> jax.Array:
 
 
 def gumbel(key: Key, n: int) -> jax.Array:
-    """n standard Gumbel numbers for each key: [..., 2] -> float32 [..., n]. argmax(logits + gumbel) samples."""
+    """n standard Gumbel numbers for each key: [..., 2] -> float32 [..., n]. argmax(logits + g) samples."""
     return -jnp.log(-jnp.log(uniform(jnp.asarray(key), n)))
 
 
