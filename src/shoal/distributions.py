@@ -147,8 +147,7 @@ def _choices(nvec: Sequence[int], to_env: Callable[[Any], Action]) -> ActionDist
             return x.reshape(*x.shape[:-1], count, widest)
         pad = [(0, 0)] * (x.ndim - 1)
         parts = [
-            jnp.pad(x[..., end - n : end], [*pad, (0, widest - n)])
-            for n, end in zip(nvec, ends, strict=True)
+            jnp.pad(x[..., end - n : end], [*pad, (0, widest - n)]) for n, end in zip(nvec, ends, strict=True)
         ]
         return jnp.stack(parts, axis=-2)
 
@@ -226,10 +225,13 @@ def _gaussian(space: Box) -> ActionDistribution:
 def _inside(space: Box) -> tuple[np.ndarray, np.ndarray]:
     """The bounds as float32, moved inwards where rounding from float64 would have left the space."""
     low, high = space.bounds()
-    exact_low = np.broadcast_to(np.asarray(space.low, np.float64).reshape(-1), (low.size,)).reshape(low.shape)
-    exact_high = np.broadcast_to(np.asarray(space.high, np.float64).reshape(-1), (high.size,)).reshape(high.shape)
-    low = np.where(low < exact_low, np.nextafter(low, np.float32(np.inf)), low)
-    high = np.where(high > exact_high, np.nextafter(high, np.float32(-np.inf)), high)
+
+    def exact(bound: float | tuple[float, ...]) -> np.ndarray:
+        array = np.asarray(bound, np.float64)
+        return array if array.ndim == 0 else array.reshape(space.shape)
+
+    low = np.where(low < exact(space.low), np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(high > exact(space.high), np.nextafter(high, np.float32(-np.inf)), high)
     return np.minimum(low, high), high
 
 
@@ -265,7 +267,8 @@ def _joint(
         return nest([d.sample(fold(key, i), x, m) for i, (d, x, m) in enumerate(each(logits, mask))])
 
     def log_prob(logits: Array, mask: Mask, raw: Raw) -> jax.Array:
-        return sum_of([d.log_prob(x, m, raw[n]) for n, (d, x, m) in zip(names, each(logits, mask), strict=True)])
+        parts = zip(names, each(logits, mask), strict=True)
+        return sum_of([d.log_prob(x, m, raw[name]) for name, (d, x, m) in parts])
 
     def sum_of(terms: Sequence[jax.Array]) -> jax.Array:
         return jnp.sum(jnp.stack(terms), axis=0)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal.errors import ShoalError, did_you_mean
-from shoal.keys import fold
+from shoal.keys import normal
 from shoal.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 from shoal.types import Array, Carry, Key, Params
 
@@ -71,9 +71,30 @@ def activation_named(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
-def dense_init(key: Key, inputs: int, outputs: int, gain: float) -> Params:
-    """{"kernel": [inputs, outputs], "bias": zeros [outputs]}; an orthogonal kernel (Saxe et al. 2014) times gain."""
-    return {"kernel": orthogonal(key, (inputs, outputs), gain), "bias": jnp.zeros(outputs, jnp.float32)}
+def noise(key: Key, *shapes: Sequence[int]) -> list[jax.Array]:
+    """Standard normal arrays of these shapes, from one draw: it compiles faster than a draw for each."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    parts = jnp.split(normal(key, int(ends[-1])), ends[:-1]) if shapes else []
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def orthogonal(noise: jax.Array, gain: float) -> jax.Array:
+    """Normal noise [..., rows, columns] -> matrices with orthogonal columns (or rows, if these are fewer).
+
+    Saxe et al. 2014, "Exact solutions to the nonlinear dynamics of learning in deep linear networks": Q of
+    the QR decomposition, with signs such that it is uniform over all such matrices, times gain.
+    """
+    wide = noise.shape[-2] < noise.shape[-1]
+    packed, scales = jnp.linalg.qr(jnp.swapaxes(noise, -1, -2) if wide else noise, mode="raw")
+    packed = jnp.swapaxes(packed, -1, -2)  # as NumPy has it, "raw" is transposed
+    q = jax.lax.linalg.householder_product(packed, scales)
+    q = q * (gain * jnp.sign(jnp.diagonal(packed, axis1=-2, axis2=-1)))[..., None, :]
+    return jnp.swapaxes(q, -1, -2) if wide else q
+
+
+def dense_init(noise: jax.Array, gain: float) -> Params:
+    """{"kernel": orthogonal [inputs, outputs], "bias": zeros [outputs]} from noise of the kernel's shape."""
+    return {"kernel": orthogonal(noise, gain), "bias": jnp.zeros(noise.shape[-1], jnp.float32)}
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
@@ -81,16 +102,10 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
     return x @ params["kernel"] + params["bias"]
 
 
-def orthogonal(key: Key, shape: Sequence[int], gain: float) -> jax.Array:
-    """float32 array of this shape whose columns (all axes but the last flattened) are orthogonal, of length gain."""
-    prng = jax.random.wrap_key_data(jnp.asarray(key), impl="threefry2x32")
-    return jax.nn.initializers.orthogonal(gain)(prng, tuple(shape), jnp.float32)
-
-
 def mlp_init(key: Key, inputs: int, hidden: Sequence[int]) -> Params:
     """{"layers_0": {"kernel", "bias"}, ...}, kernels orthogonal with gain sqrt(2)."""
-    sizes = itertools.pairwise((inputs, *hidden))
-    return {f"layers_{i}": dense_init(fold(key, i), a, b, math.sqrt(2.0)) for i, (a, b) in enumerate(sizes)}
+    kernels = noise(key, *itertools.pairwise((inputs, *hidden)))
+    return {f"layers_{i}": dense_init(kernel, math.sqrt(2.0)) for i, kernel in enumerate(kernels)}
 
 
 def mlp(params: Params, x: jax.Array, activation: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -143,9 +158,7 @@ def _image_shape(space: Box) -> tuple[int, int, int]:
 
 def _as_image(space: Box, x: jax.Array) -> jax.Array:
     """[N, *shape] -> float32 [N, height, width, channels]; moved about as bytes, which is cheaper."""
-    if len(space.shape) == 4:
-        x = jnp.moveaxis(x, 1, 3)
-    elif _channels_first(space.shape):
+    if len(space.shape) == 4 or _channels_first(space.shape):
         x = jnp.moveaxis(x, 1, 3)
     return _scaled(space, x.reshape(x.shape[0], *_image_shape(space)))
 
@@ -159,16 +172,19 @@ def convolutions(space: Box) -> _Convolutions:
 
 
 def cnn_init(key: Key, space: Box) -> Params:
-    """{"conv_0": {"kernel" [h, w, in, out], "bias"}, ..., "dense": {"kernel", "bias"}}."""
+    """{"conv_0": {"kernel" [h, w, in, out], "bias"}, ..., "dense": {"kernel", "bias"}}, gain sqrt(2)."""
     net = convolutions(space)
     height, width, channels = _image_shape(space)
-    params: Params = {}
-    for i, (filters, side, stride) in enumerate(net.filters):
-        kernel = orthogonal(fold(key, i), (side, side, channels, filters), math.sqrt(2.0))
-        params[f"conv_{i}"] = {"kernel": kernel, "bias": jnp.zeros(filters, jnp.float32)}
+    shapes: list[tuple[int, ...]] = []
+    for filters, side, stride in net.filters:
+        shapes.append((side, side, channels, filters))
         height, width, channels = (height - side) // stride + 1, (width - side) // stride + 1, filters
-    inputs = height * width * channels
-    params["dense"] = dense_init(fold(key, len(net.filters)), inputs, net.features, math.sqrt(2.0))
+    shapes.append((height * width * channels, net.features))
+    *kernels, last = noise(key, *shapes)
+    params: Params = {"dense": dense_init(last, math.sqrt(2.0))}
+    for i, kernel in enumerate(kernels):
+        layer = dense_init(kernel.reshape(-1, kernel.shape[-1]), math.sqrt(2.0))
+        params[f"conv_{i}"] = layer | {"kernel": layer["kernel"].reshape(kernel.shape)}
     return params
 
 
@@ -190,13 +206,13 @@ def gru_init(key: Key, inputs: int, size: int) -> Params:
     The three blocks are the reset gate, the update gate and the candidate; each is orthogonal.
     """
 
-    def blocks(number: int, rows: int) -> jax.Array:
-        parts = [orthogonal(fold(key, number, gate), (rows, size), 1.0) for gate in range(3)]
-        return jnp.concatenate(parts, axis=1)
+    def beside(blocks: jax.Array) -> jax.Array:
+        return jnp.swapaxes(blocks, 0, 1).reshape(blocks.shape[1], 3 * size)
 
+    x, h = noise(key, (3, inputs, size), (3, size, size))
     return {
-        "input": {"kernel": blocks(0, inputs), "bias": jnp.zeros(3 * size, jnp.float32)},
-        "hidden": {"kernel": blocks(1, size), "bias": jnp.zeros(size, jnp.float32)},
+        "input": {"kernel": beside(orthogonal(x, 1.0)), "bias": jnp.zeros(3 * size, jnp.float32)},
+        "hidden": {"kernel": beside(orthogonal(h, 1.0)), "bias": jnp.zeros(size, jnp.float32)},
     }
 
 

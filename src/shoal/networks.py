@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from shoal.adapters import from_equinox, from_linen, from_nnx
 from shoal.errors import ShoalError
 from shoal.keys import fold
 from shoal.layers import (
@@ -37,6 +39,7 @@ from shoal.layers import (
     leaves,
     mlp,
     mlp_init,
+    noise,
 )
 from shoal.spaces import Box, Dict, Space, zeros
 from shoal.types import Array, Carry, EnvSpec, Key, Observation, Params
@@ -50,6 +53,9 @@ __all__ = [
     "feedforward",
     "flat_size",
     "flatten",
+    "from_equinox",
+    "from_linen",
+    "from_nnx",
     "recurrent",
     "torso",
 ]
@@ -76,7 +82,7 @@ def torso(space: Space, hidden: Sequence[int] = (64, 64), activation: str = "tan
         params = mlp_init(key, width, hidden)
         if images:
             params["images"] = {
-                path: cnn_init(fold(key, 1000 + i), image) for i, (path, image) in enumerate(images.items())
+                path: cnn_init(fold(key, i), image) for i, (path, image) in enumerate(images.items())
             }
         return params
 
@@ -91,11 +97,12 @@ def torso(space: Space, hidden: Sequence[int] = (64, 64), activation: str = "tan
 
 
 def convolutional(space: Space) -> Network:
-    """A CNN for a Box of 2 to 4 axes: [H, W], [H, W, C], [stack, H, W] (first axis the shortest), [stack, H, W, C].
+    """A CNN for a Box of 2 to 4 axes: [H, W], [H, W, C], [stack, H, W], [stack, H, W, C].
 
-    From 36 pixels a side it is the network of Mnih et al. 2015 (512 features), below that MinAtar's
-    (Young and Tian 2019: 16 filters of 3x3, then 128 features). Bytes are divided by the space's upper
-    bound (255) on the device. Raises ShoalError for other spaces and for sides under 3 pixels.
+    Of three axes, the first is the stack (so the channels) if it is the shortest. From 36 pixels a side
+    it is the network of Mnih et al. 2015 (512 features), below that MinAtar's (Young and Tian 2019: 16
+    filters of 3x3, then 128 features). Bytes are divided by the space's upper bound (255) on the device.
+    Raises ShoalError for other spaces and for sides under 3 pixels.
     """
     if not isinstance(space, Box) or len(space.shape) not in (2, 3, 4):
         raise ShoalError(f"a convolutional network needs an image, a Box of 2 to 4 axes, and not {space}")
@@ -119,11 +126,12 @@ def recurrent(inner: NetworkFn, size: int) -> NetworkFn:
 
 
 def _with_memory(inner: Network, space: Space, size: int) -> Network:
-    width = features(inner, space)
+    width = _width(inner, space)
     deep = _remembers(inner)
 
     def init(key: Key) -> Params:
-        return {"torso": inner.init(fold(key, 0)), "memory": gru_init(fold(key, 1), width, size)}
+        own = fold(key, np.arange(2))
+        return {"torso": inner.init(own[0]), "memory": gru_init(own[1], width, size)}
 
     def begin(rows: int) -> Carry:
         memory = {"memory": jnp.zeros((rows, size), jnp.float32)}
@@ -151,26 +159,28 @@ def _with_memory(inner: Network, space: Space, size: int) -> Network:
             h = row(params, h, *now)
             return h, h
 
-        last, out = jax.lax.scan(body, carry["memory"], (gates, first))
+        last, out = jax.lax.scan(body, carry["memory"], (gates, jnp.asarray(first)))
         return out, packed(last, inside)
 
     return Network(init=init, begin=begin, step=step, unroll=unroll)
 
 
-def features(network: Network, space: Space) -> int:
-    """The width F of the features, found without computing. Raises ShoalError unless they are float [B, F]."""
+def _width(network: Network, space: Space) -> int:
+    """The width F of a network's features, found without computing.
+
+    Raises ShoalError unless the network turns B observations into floats [B, F].
+    """
     rows = 2
-    shapes = jax.eval_shape(
+    y = jax.eval_shape(
         lambda key, x, first: network.step(network.init(key), network.begin(rows), x, first)[0],
         jax.ShapeDtypeStruct((2,), jnp.uint32),
         jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), zeros(space, (rows,))),
         jax.ShapeDtypeStruct((rows,), jnp.bool_),
     )
-    y = shapes if isinstance(shapes, jax.ShapeDtypeStruct) else None
-    if y is None or len(y.shape) != 2 or y.shape[0] != rows or not jnp.issubdtype(y.dtype, jnp.floating):
-        raise ShoalError(
-            f"a network must turn {rows} observations into float features [{rows}, F], this one gives {shapes}"
-        )
+    if not (isinstance(y, jax.ShapeDtypeStruct) and len(y.shape) == 2 and y.shape[0] == rows):
+        raise ShoalError(f"a network must turn {rows} observations into [{rows}, F] features, not into {y}")
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise ShoalError(f"a network's features must be floats, not {y.dtype}")
     return y.shape[1]
 
 
@@ -218,32 +228,34 @@ def actor_critic(
     """
     if critic and shared and spec.critic is not None:
         raise ShoalError(
-            f"{spec.id} shows the critic more than the policy, so the two can't share a torso; set shared=False"
+            f"{spec.id} shows the critic more than the policy, so they can't share a torso; set shared=False"
         )
     build: NetworkFn = network or (lambda space: torso(space, hidden, activation))
     if memory:
         build = recurrent(build, memory)
-    both = spec.critic is not None
     actor = build(spec.observation)
-    width = features(actor, spec.observation)
-    judge, judged = None, width  # the value's own torso and its width
+    actor_width = value_width = _width(actor, spec.observation)
+    judge = None  # the value's own torso
     if critic and not shared:
-        space = Dict.of({"policy": spec.observation, "critic": spec.critic}) if spec.critic else spec.observation
-        judge = build(space)
-        judged = features(judge, space)
-
+        value_space = spec.observation
+        if spec.critic is not None:
+            value_space = Dict.of({"policy": spec.observation, "critic": spec.critic})
+        judge = build(value_space)
+        value_width = _width(judge, value_space)
     remembers = {"policy": _remembers(actor), "value": judge is not None and _remembers(judge)}
 
     def init(key: Key) -> Params:
-        policy = {"head": dense_init(fold(key, 0), width, outputs, 0.01)}
+        own = fold(key, np.arange(3))
+        policy_noise, value_noise = noise(own[0], (actor_width, outputs), (value_width, 1))
+        policy: Params = {"head": dense_init(policy_noise, 0.01)}
         if free:
             policy["free"] = jnp.full(free, free_init, jnp.float32)
-        own = {"torso": actor.init(fold(key, 1))}
-        params = own | {"policy": policy} if shared else {"policy": policy | own}
+        body = {"torso": actor.init(own[1])}
+        params = body | {"policy": policy} if shared else {"policy": body | policy}
         if critic:
-            params["value"] = {"head": dense_init(fold(key, 2), judged, 1, 1.0)}
+            params["value"] = {"head": dense_init(value_noise, 1.0)}
             if judge is not None:
-                params["value"]["torso"] = judge.init(fold(key, 3))
+                params["value"]["torso"] = judge.init(own[2])
         return params
 
     def acting(params: Params) -> Params:
@@ -268,13 +280,14 @@ def actor_critic(
         head = dense(params["policy"]["head"], y)
         if not free:
             return head
-        return jnp.concatenate([head, jnp.broadcast_to(params["policy"]["free"], (*y.shape[:-1], free))], axis=-1)
+        constants = jnp.broadcast_to(params["policy"]["free"], (*y.shape[:-1], free))
+        return jnp.concatenate([head, constants], axis=-1)
 
     def torso_of(params: Params) -> Params:
         return params["torso"] if shared else params["policy"]["torso"]
 
     def seen(obs: Observation) -> Any:
-        return {"critic": obs.critic, "policy": obs.policy} if both else obs.policy
+        return obs.policy if spec.critic is None else {"critic": obs.critic, "policy": obs.policy}
 
     def step(params: Params, carry: Carry, obs: Observation, first: Array) -> tuple[jax.Array, Carry]:
         y, after = actor.step(torso_of(params), memory_of(carry, "policy"), obs.policy, first)
@@ -293,7 +306,13 @@ def actor_critic(
         return logits(params, y), dense(params["value"]["head"], v)[..., 0]
 
     return ActorCritic(
-        init=init, acting=acting, begin=begin, step=step, unroll=unroll, recurrent=any(remembers.values())
+        # Compiled as a whole: one operation at a time, drawing the noise compiles for seconds.
+        init=jax.jit(init),
+        acting=acting,
+        begin=begin,
+        step=step,
+        unroll=unroll,
+        recurrent=any(remembers.values()),
     )
 
 
