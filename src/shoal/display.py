@@ -1,0 +1,338 @@
+"""What a person sees while training runs: a live panel in a terminal, plain lines anywhere else.
+
+Everything shown is computed by pure functions from the results so far (oldest first) and the goal;
+`Display` only decides when to draw.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+Row = Mapping[str, float]  # what a Result holds
+
+REFRESH_SECONDS = 1 / 8  # a panel is drawn in about 2 ms: this keeps it below 2 % of one core
+LINE_SECONDS = 5.0
+KEPT = 400  # results remembered; older ones are thinned, so that a long run needs no more memory
+RECENT = 50  # results that speed and shares are taken from
+
+# A phase's name as in `timing/NAME`, its colour, and its mark with and without Unicode.
+_PHASES = (
+    ("env", "cyan", "█", "e"),
+    ("act", "yellow", "▓", "a"),
+    ("learn", "green", "▒", "l"),
+    ("compiled", "magenta", "█", "c"),
+)
+_OTHER = ("other", "bright_black", "░", ".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """When training is done: whichever comes first. steps: total environment steps of the run."""
+
+    steps: int | None = None
+    target_return: float | None = None
+    seconds: float | None = None
+
+
+def thin(history: list[Row]) -> list[Row]:
+    """The same history with every other old result dropped, once there are more than `KEPT`."""
+    if len(history) <= KEPT:
+        return history
+    return [*history[:-RECENT:2], *history[-RECENT:]]
+
+
+def number(row: Row, name: str) -> float:
+    """One figure of a result; NaN where it is missing or not a number."""
+    try:
+        return float(row.get(name, math.nan))
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def fraction(history: Sequence[Row], goal: Goal) -> float | None:
+    """How much of the goal's steps or seconds is used up, in [0, 1]; None where neither is limited."""
+    if not history:
+        return 0.0 if goal.steps or goal.seconds else None
+    parts = []
+    if goal.steps:
+        parts.append(number(history[-1], "env_steps") / goal.steps)
+    if goal.seconds:
+        parts.append((number(history[-1], "timing/seconds")) / goal.seconds)
+    return min(1.0, max(parts)) if parts else None
+
+
+def steps_per_second(history: Sequence[Row]) -> float:
+    """Environment steps per second over the recent results; NaN before the first."""
+    if not history:
+        return math.nan
+    last, first = history[-1], history[max(0, len(history) - RECENT)]
+    seconds = number(last, "timing/seconds") - number(first, "timing/seconds")
+    if seconds > 0:
+        return (number(last, "env_steps") - number(first, "env_steps")) / seconds
+    return number(last, "timing/steps_per_second")
+
+
+def seconds_left(history: Sequence[Row], goal: Goal) -> float | None:
+    """Seconds until the steps or seconds are used up, at the recent speed; None where that is unknown."""
+    left = []
+    if goal.steps and history:
+        speed = steps_per_second(history)
+        if speed > 0:
+            left.append(max(0.0, goal.steps - number(history[-1], "env_steps")) / speed)
+    if goal.seconds and history:
+        left.append(max(0.0, goal.seconds - (number(history[-1], "timing/seconds"))))
+    return min(left) if left else None
+
+
+def shares(history: Sequence[Row]) -> dict[str, float]:
+    """Where the recent time went: phase -> share of it, adding up to 1; empty before the first result."""
+    rows = history[-RECENT:]
+    whole = 0.0
+    if len(rows) > 1:  # `timing/seconds` counts from the start of the run: the first row's own is not known
+        whole = number(rows[-1], "timing/seconds") - number(rows[0], "timing/seconds")
+        rows = rows[1:]
+    spent = {name: _total(rows, f"timing/{name}") for name, *_ in _PHASES}
+    known = sum(spent.values())
+    whole = max(whole, known)
+    if not whole > 0:
+        return {}
+    return {name: s / whole for name, s in {**spent, _OTHER[0]: whole - known}.items() if s > 0}
+
+
+def _total(rows: Sequence[Row], name: str) -> float:
+    return sum(v for v in (number(r, name) for r in rows) if math.isfinite(v))
+
+
+def resample(points: Sequence[tuple[float, float]], width: int) -> list[float]:
+    """(x, y) points in order of x -> at most `width` means of y over equal parts of x; gaps keep the last."""
+    points = [(x, y) for x, y in points if math.isfinite(y)]
+    if len(points) <= width:
+        return [y for _, y in points]
+    low, high = points[0][0], points[-1][0]
+    buckets: list[list[float]] = [[] for _ in range(width)]
+    for x, y in points:
+        buckets[min(width - 1, int((x - low) / max(high - low, 1e-9) * width))].append(y)
+    means: list[float] = []
+    for bucket in buckets:
+        means.append(sum(bucket) / len(bucket) if bucket else means[-1])
+    return means
+
+
+def sparkline(values: Sequence[float], low: float, high: float, ascii_only: bool = False) -> str:
+    """One character per value, its height between `low` and `high`."""
+    marks = "_.-=*#" if ascii_only else "▁▂▃▄▅▆▇█"
+    scale = (len(marks) - 1) / (high - low) if high > low else 0.0
+    return "".join(marks[round(min(max(v - low, 0.0), high - low) * scale)] for v in values)
+
+
+def duration(seconds: float | None) -> str:
+    """1:05 or 2:03:04; "?" where unknown."""
+    if seconds is None or not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def quantity(value: float, digits: int = 1) -> str:
+    """1,234.5; "-" where there is no number yet."""
+    return f"{value:,.{digits}f}" if math.isfinite(value) else "-"
+
+
+def line(history: Sequence[Row], goal: Goal) -> str:
+    """The present state in one plain line, for logs and pipes."""
+    last = history[-1]
+    used = fraction(history, goal)
+    of = f" of {goal.steps:,}" if goal.steps else ""
+    parts = [
+        f"steps {quantity(number(last, 'env_steps'), 0)}{of}" + ("" if used is None else f" ({used:.0%})"),
+        f"return {quantity(number(last, 'episode_return_mean'))}",
+        f"length {quantity(number(last, 'episode_length_mean'))}",
+        f"{quantity(steps_per_second(history), 0)} steps/s",
+        f"time {duration(number(last, 'timing/seconds'))}",
+    ]
+    left = seconds_left(history, goal)
+    return "  ".join(parts if left is None else [*parts, f"left {duration(left)}"])
+
+
+def panel(
+    history: Sequence[Row],
+    goal: Goal,
+    title: str,
+    *,
+    note: str = "",
+    width: int = 32,
+    ascii_only: bool = False,
+) -> RenderableType:
+    """The live panel.
+
+    title: what runs. note: a last line, where there is something to say. width: of the bars, in characters.
+    """
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(no_wrap=True, width=width)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    if not history:
+        grid.add_row("start", "", Text("building the environments and compiling ...", "dim"))
+    else:
+        for row in _rows(history, goal, width, ascii_only):
+            grid.add_row(*row)
+    if note:
+        grid.add_row("", "", Text(note, "bold yellow"))
+    return Panel(grid, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False)
+
+
+def _rows(history: Sequence[Row], goal: Goal, width: int, ascii_only: bool) -> list[tuple[str, Text, Text]]:
+    last = history[-1]
+    points = [(number(r, "env_steps"), number(r, "episode_return_mean")) for r in history]
+    curve = resample(points, width)
+    ceiling = [] if goal.target_return is None else [goal.target_return]
+    low, high = min([*curve, *ceiling], default=0.0), max([*curve, *ceiling], default=0.0)
+    returns = Text(quantity(number(last, "episode_return_mean")), "bold")
+    if goal.target_return is not None:
+        returns.append(f" of {quantity(goal.target_return)}", "not bold")
+    if curve:
+        best = max(y for _, y in points if math.isfinite(y))
+        returns.append(f"  best {quantity(best)}", "not bold dim")
+    used = fraction(history, goal)
+    steps = Text(quantity(number(last, "env_steps"), 0))
+    if goal.steps:
+        steps.append(f" of {goal.steps:,}")
+    if used is not None:
+        steps.append(f"  {used:.0%}", "dim")
+    left = seconds_left(history, goal)
+    times = f"  {duration(number(last, 'timing/seconds'))} gone"
+    if left is not None:
+        times += f", {'at most ' if goal.target_return is not None else ''}{duration(left)} left"
+    speed = Text(f"{quantity(steps_per_second(history), 0)} steps/s").append(times, "dim")
+    parts = shares(history)
+    episodes = Text(f"{quantity(number(last, 'episodes'), 0)} episodes").append(
+        f"  length {quantity(number(last, 'episode_length_mean'))}", "dim"
+    )
+    return [
+        ("return", Text(sparkline(curve, low, high, ascii_only), "magenta"), returns),
+        ("steps", _bar(used, width, ascii_only), steps),
+        ("speed", Text(""), speed),
+        ("time", _stacked(parts, width, ascii_only), _legend(parts)),
+        ("", Text(""), episodes),
+    ]
+
+
+def _bar(used: float | None, width: int, ascii_only: bool) -> Text:
+    if used is None:
+        return Text("")
+    full = round(used * width)
+    done, rest = ("#", "-") if ascii_only else ("━", "─")
+    return Text(done * full, "green").append(rest * (width - full), "bright_black")
+
+
+def _stacked(parts: Mapping[str, float], width: int, ascii_only: bool) -> Text:
+    """Shares side by side. Each has its own mark, so that it reads without colours too."""
+    bar, drawn, total = Text(""), 0, 0.0
+    for name, style, mark, letter in (*_PHASES, _OTHER):
+        total += parts.get(name, 0.0)
+        until = round(total * width)
+        bar.append((letter if ascii_only else mark) * (until - drawn), style)
+        drawn = until
+    return bar
+
+
+def _legend(parts: Mapping[str, float]) -> Text:
+    legend = Text("")
+    for name, style, *_ in (*_PHASES, _OTHER):
+        if name in parts:
+            legend.append(f"{name} {parts[name]:.0%}  ", style)
+    return legend
+
+
+class Display:
+    """Shows results as they come: `with Display(goal, "ppo on CartPole-v1") as d: ... d.update(result)`.
+
+    A live panel where the console is a terminal, redrawn at most 8 times a second; elsewhere one line
+    every 5 seconds or 10 % of the way, and one at the end. No thread: drawing happens inside `update`.
+    """
+
+    def __init__(
+        self,
+        goal: Goal,
+        title: str,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._goal = goal
+        self._title = title
+        self._console = console or Console()
+        self._clock = clock
+        self._history: list[Row] = []
+        self._note = ""
+        self._drawn_at = -math.inf
+        self._drawn_fraction = 0.0
+        self._pending = False
+        self._live: Live | None = None
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(self._panel(), console=self._console, auto_refresh=False)
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pending:
+            self._draw()
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, row: Row) -> None:
+        """Take in one more result, and draw if it is time to."""
+        self._history.append(row)
+        self._history = thin(self._history)
+        self._pending = True
+        if self._due():
+            self._draw()
+
+    def note(self, text: str) -> None:
+        """Show a sentence at once, under the panel or as a line of its own."""
+        self._note = text
+        if self._live is not None:
+            self._draw()
+        else:
+            print(text, file=self._console.file, flush=True)
+
+    def _due(self) -> bool:
+        waited = self._clock() - self._drawn_at
+        if self._live is not None:
+            return waited >= REFRESH_SECONDS
+        used = fraction(self._history, self._goal)
+        return waited >= LINE_SECONDS or (used is not None and used >= self._drawn_fraction + 0.1)
+
+    def _draw(self) -> None:
+        self._drawn_at = self._clock()
+        self._pending = False
+        if self._live is not None:
+            self._live.update(self._panel(), refresh=True)
+        elif self._history:
+            used = fraction(self._history, self._goal)
+            self._drawn_fraction = math.floor((used or 0.0) * 10) / 10
+            print(line(self._history, self._goal), file=self._console.file, flush=True)
+
+    def _panel(self) -> RenderableType:
+        return panel(
+            self._history,
+            self._goal,
+            self._title,
+            note=self._note,
+            ascii_only=self._console.options.ascii_only,
+        )

@@ -1,0 +1,289 @@
+"""The command line's options as dataclasses, and their parsing: every mistake is one line, never a box.
+
+A flag is a field, and its help is the string below it. The algorithm's own dataclass is parsed beside
+these, so that each of its hyper-parameters is a flag too.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import re
+import textwrap
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, SuppressFixed
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from shoal.errors import ShoalError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """When to stop: whichever comes first. What a resumed run had before counts too."""
+
+    steps: int | None = None
+    """Environment steps of the whole run."""
+    target_return: float | None = None
+    """Mean return of the last 100 training episodes."""
+    seconds: float | None = None
+    """Wall-clock seconds of the whole run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What to run, where, and what to keep."""
+
+    env: Positional[str]
+    """A Gymnasium id ("CartPole-v1"), a JAX environment ("jax:CartPole-v1") or your own ("module:Name")."""
+    seed: int = 0
+    """The run's seed: equal seeds and settings give equal runs."""
+    run_dir: str | None = None
+    """Where everything about the run is written; None is a new runs/<env>-<algorithm>-<seed>."""
+    on: Literal["local", "compiled"] = "local"
+    """Where it runs: in this process, or as one compiled program (environments written in JAX only)."""
+    envs: int | None = None
+    """Environments stepped together; None is 8 for local, 64 for compiled."""
+    groups: int = 1
+    """Groups that the environments are divided into. Part of the experiment: another number, another run."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments for the environment, as key=value ..."""
+    wrapper: tuple[str, ...] = ()
+    """Wrappers around each environment, innermost first, as module:Name ..."""
+    time_limit: int | None = None
+    """Cut episodes after this many steps; None keeps the environment's own limit."""
+    vector: bool = False
+    """Use the environment's own vector version, if it has one: faster, seeded as a whole."""
+    normalize_observations: bool = False
+    """Shift and scale observations by running statistics. Helps continuous control."""
+    scale_rewards: bool = False
+    """Divide rewards by the running deviation of the discounted return. Helps continuous control."""
+    checkpoint_every: int | None = None
+    """Environment steps between checkpoints, beside --checkpoint-seconds."""
+    checkpoint_seconds: float | None = 60.0
+    """Seconds between checkpoints; None leaves it to --checkpoint-every. The end always has one."""
+    keep_checkpoints: int = 3
+    """Checkpoints kept beside the best one."""
+    evaluate_every: int | None = None
+    """Environment steps between evaluations; None never evaluates while training."""
+    evaluate_episodes: int = 20
+    """Episodes of each evaluation. The best checkpoint is the one that evaluates best."""
+    threads: int = 1
+    """XLA's CPU threads. Part of the experiment: another number gives other bits."""
+    sink: tuple[str, ...] = ("tensorboard",)
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, mlflow."""
+    plot: str | None = None
+    """Draw the learning curve to this file at the end; a bare --plot draws RUN/curve.png."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Without --steps, --target-return and --seconds it goes on to where it was going."""
+
+    run: Positional[str]
+    """The run directory."""
+    trust_imports: bool = False
+    """Let the run's configuration import modules of yours (environment, wrappers, algorithm)."""
+    plot: str | None = None
+    """Draw the learning curve to this file at the end; a bare --plot draws RUN/curve.png."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Play episodes with a trained policy."""
+
+    run: Positional[str]
+    """A run directory (its latest checkpoint) or a checkpoint."""
+    episodes: int = 20
+    """Episodes to play."""
+    explore: bool = False
+    """Sample actions instead of taking the most likely ones."""
+    video: str | None = None
+    """Record the first episode into this folder; a bare --video records into RUN/videos."""
+    trust_imports: bool = False
+    """Let the run's configuration import modules of yours (environment, wrappers, algorithm)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draw learning curves."""
+
+    runs: Positional[tuple[str, ...]]
+    """Run directories; runs that differ only in the seed are drawn as one curve with its spread."""
+    output: str = "curve.png"
+    """The picture to write; its ending picks the format."""
+    x: Literal["steps", "seconds"] = "steps"
+    """What runs along the horizontal axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """List runs."""
+
+    folder: Positional[str] = "runs"
+    """Where to look, at any depth."""
+
+
+def parse(parts: Mapping[str, type], argv: Sequence[str], prog: str, description: str) -> dict[str, Any]:
+    """Arguments -> for each part an instance of its dataclass. Prints help and exits where asked for it.
+
+    Raises ShoalError, with one line, for anything that does not fit.
+    """
+    argv = bare(argv, "--plot", "--video")
+    check_flags(parts, argv)
+    command = dataclasses.make_dataclass("Command", list(parts.items()), frozen=True, kw_only=True)
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box), _registry():
+            parsed = tyro.cli(
+                command,
+                prog=prog,
+                description=description,
+                args=argv,
+                config=(OmitArgPrefixes, PositionalMetavarFromFieldName, SuppressFixed),
+            )
+    except SystemExit as stop:
+        if not stop.code:  # help was asked for
+            raise
+        raise ShoalError(one_line(box.getvalue(), prog)) from None
+    return {name: getattr(parsed, name) for name in parts}
+
+
+def bare(argv: Sequence[str], *flags: str) -> list[str]:
+    """Give flags that stand without a value an empty one: --plot becomes --plot= ."""
+    follows = [*argv, "--"][1:]
+    return [f"{a}=" if a in flags and n.startswith("--") else a for a, n in zip(argv, follows, strict=True)]
+
+
+def flags(parts: Mapping[str, type]) -> dict[str, Any]:
+    """Every flag -> the type of its field."""
+    known: dict[str, Any] = {"--help": bool}
+    for cls in parts.values():
+        hints = typing.get_type_hints(cls, include_extras=True)
+        for field in dataclasses.fields(cls):
+            name = field.name.replace("_", "-")
+            known[f"--{name}"] = hints[field.name]
+            if hints[field.name] is bool:
+                known[f"--no-{name}"] = bool
+    return known
+
+
+def check_flags(parts: Mapping[str, type], argv: Sequence[str]) -> None:
+    """Raises ShoalError for the first flag that does not exist, or that only Python can give."""
+    known = flags(parts)
+    for token in argv:
+        flag = token.partition("=")[0].replace("_", "-")
+        if not re.match(r"--[a-z]", flag):
+            continue
+        if flag not in known:
+            near = did_you_mean(flag, known)
+            hint = near if near.startswith("did") else "--help lists them all"
+            raise ShoalError(f"unknown option {flag}: {hint}")
+        if "Callable" in str(known[flag]):
+            raise ShoalError(f"{flag} is a function: it can be given in Python only")
+
+
+def integer(text: str) -> int:
+    """500000, 500_000 or 5e5; raises ValueError for anything else."""
+    if re.fullmatch(r"\d+(\.\d*)?e\d+", text) and float(text).is_integer():
+        return int(float(text))
+    return int(text)
+
+
+def _registry() -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def whole(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda texts: integer(texts[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def one_line(box: str, prog: str) -> str:
+    """What a box of tyro's says, in one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rows = [re.sub(r"^[│|]\s?|\s*[│|]$", "", row) for row in plain.splitlines()]
+    rows = [row for row in rows if row.strip() and not re.match(r"[╭╰+]", row)]
+    sections = "\n".join(rows)
+    sections = [" ".join(s.split()) for s in re.split(r"\n\s*[─-]{5,}\n", sections)]
+    message = sections[0]
+    if found := re.match(r"Error parsing (\S+?): (.*)", message):
+        flag, why = found.groups()
+        if not flag.startswith("-"):  # an algorithm as a whole: its own words say which setting
+            return why
+        given = re.search(r"(?:from|arguments:) \[(.*?)\]", why) or re.search(r": ('[^']*')", why)
+        form = re.search(rf"helptext: {re.escape(flag)}(?:, \S+)* (\[.*?\]\]|\S+)(?: |$)", " ".join(sections))
+        if given and form:
+            return f"{flag}: expected {_in_words(form[1])}, got {given[1]}"
+        return f"{flag}: {why}"
+    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?)\)", message):
+        value, flag, choices = found.groups()
+        near = did_you_mean(value, re.findall(r"'([^']*)'", choices))
+        return f"{flag}: unknown value {value!r}: {near}"
+    if found := re.match(r"Missing value for argument '(.*)'\.", message):
+        return f"{found[1]} needs a value"
+    if found := re.match(r"Missing from .*?: (\S+)", message):
+        return f"{prog} needs {found[1]}; {prog} --help says more"
+    if found := re.match(r"Unrecognized options: (.*)", message):
+        return f"unexpected argument {found[1]}"
+    return message
+
+
+def _in_words(form: str) -> str:
+    names = {"INT": "a whole number", "FLOAT": "a number", "STR": "text", "{None}": "None"}
+    if form.startswith("["):
+        return {"[INT [INT ...]]": "whole numbers", "[FLOAT [FLOAT ...]]": "numbers"}.get(form, form)
+    parts = [names.get(part, part) for part in form.split("|")]
+    return " or ".join(sorted(parts, key=lambda part: part == "None"))
+
+
+def key_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """["a=1", "b=true", "c=x"] -> {"a": 1, "b": True, "c": "x"}: JSON or Python literals, else text."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ShoalError(f"--env-kwargs: expected key=value, got {pair!r}")
+        values[key] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(text)
+    return text
+
+
+def documented(cls: type) -> list[tuple[str, str, str, str]]:
+    """A dataclass's fields as (name, type, default, help): the help is the string below the field."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    rows = []
+    for i, node in enumerate(body.body):
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        below = body.body[i + 1] if i + 1 < len(body.body) else None
+        text = ""
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            text = inspect.cleandoc(str(below.value.value))
+        default = "" if node.value is None else ast.unparse(node.value)
+        rows.append((node.target.id, ast.unparse(node.annotation), default, text))
+    return rows
