@@ -125,7 +125,9 @@ class GymnasiumGroup:
         self._row = Step(self._rows.observation, self._reward, self._terminated, self._first)
         self._used = [False] * size
         self._episode = [-1] * size
-        self._age = [0] * size
+        self._now = 0  # group steps; environment i's episode began at _began[i] and is cut at _deadline[i]
+        self._began = [0] * size
+        self._deadline = [self._limit] * size
         self._ended = [True] * size
         self._hash = [0] * size
         self._flagged = True  # whether `terminated` or `first` holds a true entry
@@ -145,6 +147,7 @@ class GymnasiumGroup:
             self.current()
         leaves = self._actions.flatten(action)
         self._journal.record(leaves)
+        self._now += 1
         if self._flagged:
             self._terminated.fill(False)
             self._first.fill(False)
@@ -155,10 +158,10 @@ class GymnasiumGroup:
 
     def _advance(self, actions: list[Any]) -> float:
         """Step or reset every environment; returns the sum of the rewards. The hot loop."""
-        steps, ended, ages, hashes, limit = self._steps, self._ended, self._age, self._hash, self._limit
+        steps, ended, hashes, now, deadline = self._steps, self._ended, self._hash, self._now, self._deadline
         rewards, views, row_bytes, write = self._reward, self._rows.views, self._rows.bytes, self._rows.write
         mask_in_info, means, crc32 = self._mask_in_info, self._means, zlib.crc32
-        total, i = 0.0, 0
+        total = 0.0
         for i, action in enumerate(actions):
             if ended[i]:
                 self._restart(i, self._episode[i] + 1)
@@ -178,10 +181,9 @@ class GymnasiumGroup:
                 raise self._failure(i, "step", error) from error
             rewards[i] = reward
             total += reward
-            ages[i] = age = ages[i] + 1
             if terminated:
                 self._terminated[i] = self._flagged = ended[i] = True
-            elif truncated or age >= limit:
+            elif truncated or now >= deadline[i]:
                 ended[i] = True
             if info:
                 means.add(info)
@@ -189,7 +191,8 @@ class GymnasiumGroup:
 
     def _restart(self, i: int, episode: int) -> None:
         """Environment i begins this episode; its row becomes the one that the reset shows."""
-        self._episode[i], self._age[i], self._ended[i] = episode, 0, False
+        self._episode[i], self._ended[i] = episode, False
+        self._began[i], self._deadline[i] = self._now, self._now + self._limit
         seed = seed_for(self._seed, "env", self._group, i, episode)
         try:
             if self._mode == "fresh" and self._used[i]:
@@ -216,7 +219,7 @@ class GymnasiumGroup:
         if self._rows.observation.mask is not None:
             stuck = self._rows.stuck()
             if stuck.any():
-                for i in np.flatnonzero(stuck):
+                for i in np.flatnonzero(stuck).tolist():
                     if not self._ended[i]:
                         raise EnvError(f"{self._name(i)} allows no action: its action mask is all zero")
                     self._rows.write_mask(i, None)  # an episode's last row: its action is never sent
@@ -237,7 +240,8 @@ class GymnasiumGroup:
                     )
 
     def _name(self, i: int) -> str:
-        return f"{self._spec.id} (group {self._group}, environment {i}, episode {self._episode[i]}, step {self._age[i]})"
+        episode, step = self._episode[i], self._now - self._began[i]
+        return f"{self._spec.id} (group {self._group}, environment {i}, episode {episode}, step {step})"
 
     def _failure(self, i: int, doing: str, error: Exception) -> EnvError:
         what = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -256,7 +260,7 @@ class GymnasiumGroup:
         self.current()
         return {
             "episode": np.array(self._episode, np.int64),
-            "age": np.array(self._age, np.int64),
+            "age": self._now - np.array(self._began, np.int64),
             "ended": np.array(self._ended, bool),
             "hash": np.array(self._hash, np.uint32),
             "lost": np.array(self.lost, np.int64),
@@ -264,8 +268,10 @@ class GymnasiumGroup:
         }
 
     def load(self, saved: Any) -> None:
-        """Rebuild every environment by replay. One that comes out different is named in a warning, begins a new
-        episode, and is counted in `lost`."""
+        """Rebuild every environment by replay.
+
+        One that comes out different is named in a warning, begins a new episode, and is counted in `lost`.
+        """
         if len(saved["episode"]) != self.size:
             raise ShoalError(
                 f"the saved group has {len(saved['episode'])} environments, this one has {self.size}"
@@ -273,9 +279,10 @@ class GymnasiumGroup:
         journal = Journal(self.size, self._actions.leaves)
         journal.load(saved["journal"])
         self.lost = int(saved["lost"])
-        self._flagged = True
+        self._means = _Means()
         self._terminated.fill(False)
         self._first.fill(False)
+        self._now = journal.end
         failures = {i: self._rebuild(i, saved, journal) for i in range(self.size)}
         self._journal = journal
         for i, failure in failures.items():
@@ -287,35 +294,36 @@ class GymnasiumGroup:
                     stacklevel=2,
                 )
                 self._restart(i, int(saved["episode"][i]) + 1)
-        self._check(float(self._reward.sum()))
-        self._means = _Means()
+        self._flagged = True
+        self._check(0.0)
 
     def _rebuild(self, i: int, saved: Any, journal: Journal) -> str:
         """Replay environment i's episode. Returns "" or why the result is not what was saved."""
-        self._episode[i] = int(saved["episode"][i])
+        age, ended, expected = int(saved["age"][i]), bool(saved["ended"][i]), int(saved["hash"][i])
+        if self._mode != "none":
+            self._restart(i, int(saved["episode"][i]))
+        self._episode[i], self._began[i] = int(saved["episode"][i]), self._now - age
+        self._deadline[i] = self._began[i] + self._limit
+        self._first[i] = age == 0
         if self._mode == "none":
             return "it does not repeat itself when reset with the same seed"
-        age, ended, expected = int(saved["age"][i]), bool(saved["ended"][i]), int(saved["hash"][i])
         actions = self._actions.split(journal.actions(i))
-        self._restart(i, self._episode[i])
-        self._first[i] = age == 0
-        for action in actions:
+        for k, action in enumerate(actions, 1):
             if self._ended[i]:
-                return f"its episode ended after {self._age[i]} of {age} steps"
+                return f"its episode ended after {k - 1} of {age} steps"
             try:
                 observation, reward, terminated, truncated, info = self._steps[i](action)
                 reward = float(reward)
             except Exception as error:
-                return f"it raised {type(error).__name__} ({error}) in step {self._age[i]}"
+                return f"it raised {type(error).__name__} ({error}) in step {k}"
             self._rows.write(i, observation)
             if self._mask_in_info:
                 self._rows.write_mask(i, info.get(MASK))
             self._hash[i] = checksum(self._hash[i], reward, self._rows.bytes[i])
             self._reward[i] = reward
-            self._age[i] += 1
             self._terminated[i] = bool(terminated)
-            self._ended[i] = bool(terminated or truncated or self._age[i] >= self._limit)
-        if self._hash[i] != expected or self._ended[i] != ended or self._age[i] != age:
+            self._ended[i] = bool(terminated or truncated or k >= self._limit)
+        if self._hash[i] != expected or self._ended[i] != ended or len(actions) != age:
             return "its replay differs from what was saved"
         return ""
 

@@ -50,8 +50,11 @@ class Journal:
         """Append one row: the leaves of an action, [B, ...] each."""
         if self.end == self._capacity:
             self._make_room()
-        for log, leaf in zip(self.logs, action, strict=True):
-            log[self.end] = leaf
+        if len(action) == 1:
+            self.logs[0][self.end] = action[0]
+        else:
+            for log, leaf in zip(self.logs, action, strict=True):
+                log[self.end] = leaf
         self.end += 1
 
     def restart(self, index: int) -> None:

@@ -127,7 +127,8 @@ class Rows:
     """B rows of one layout: `observation` holds the arrays, `write(i, obs)` fills row i.
 
     `write_mask(i, mask)` fills a mask given apart (None: all allowed). `bytes[i]` is row i of every
-    array as memoryviews, for checksums; it shares memory with the arrays.
+    array as memoryviews, for checksums; it shares memory with the arrays. `finite()` says whether no row
+    holds NaN or infinity.
     """
 
     def __init__(self, layout: Layout, action: Any, size: int) -> None:
@@ -144,8 +145,7 @@ class Rows:
         self.write: Write = parts[0] if len(parts) == 1 else _all(parts)
         leaves = [*_leaves(policy), *_leaves(critic), *_leaves(mask)]
         self.bytes = [tuple(memoryview(leaf[i : i + 1]) for leaf in leaves) for i in range(size)]
-        self._floats = [leaf.reshape(-1) for leaf in leaves if leaf.dtype.kind == "f"]
-        self._zeros = [np.zeros_like(leaf) for leaf in self._floats]
+        self.finite = _finite([leaf.reshape(-1) for leaf in leaves if leaf.dtype.kind == "f"])
         # A single box needs no function call for each row: the group writes these views itself.
         plain = (
             isinstance(policy, np.ndarray)
@@ -156,10 +156,6 @@ class Rows:
         self.views: list[np.ndarray] | None = list(policy) if plain else None
         self._choices = _choices(action) if layout.mask_in else ()
 
-    def finite(self) -> bool:
-        """Whether no row holds NaN or infinity: 0 * x is 0 but for those, and a dot product adds it up."""
-        return all(leaf.dot(zero) == 0.0 for leaf, zero in zip(self._floats, self._zeros, strict=True))
-
     def stuck(self) -> np.ndarray:
         """bool [B]: the rows whose mask leaves some choice without any option."""
         mask = self.observation.mask
@@ -167,6 +163,15 @@ class Rows:
             return np.zeros(len(self.bytes), bool)
         ends = np.cumsum(self._choices)
         return ~np.stack([mask[:, e - n : e].any(1) for n, e in zip(self._choices, ends, strict=True)]).all(0)
+
+
+def _finite(arrays: list[np.ndarray]) -> Callable[[], bool]:
+    """Says whether no entry is NaN or infinite: 0 * x is 0 but for those, and a dot product adds it up."""
+    if len(arrays) == 1:
+        array, zeros = arrays[0], np.zeros_like(arrays[0])
+        return lambda: array.dot(zeros) == 0.0
+    singles = [_finite([array]) for array in arrays]
+    return lambda: all(one() for one in singles)
 
 
 def _choices(action: Any) -> tuple[int, ...]:
@@ -241,8 +246,9 @@ def _mask_writer(action: Any, array: np.ndarray) -> Write:
 class Actions:
     """The leaves of an action space, in the order in which JAX flattens an action.
 
-    leaves: (shape, dtype as it is kept in a journal) of each; `flatten` takes an action pytree [B, ...] to
-    its arrays in those dtypes (copies); `split` takes the arrays to B actions for `env.step`.
+    leaves: (shape, dtype as it is kept in a journal) of each. flatten: an action pytree [B, ...] to its
+    arrays. split: those arrays to B actions as `env.step` wants them, sharing no memory with the arrays
+    (an environment may write into what it is given).
     """
 
     leaves: tuple[tuple[tuple[int, ...], np.dtype], ...]
@@ -252,56 +258,40 @@ class Actions:
 
 def actions_of(space: Any) -> Actions:
     """How actions of a Gymnasium space travel. Raises ShoalError for a space that is not supported."""
-    if isinstance(space, gym_spaces.Dict | gym_spaces.Tuple):
-        names: list[Any] = (
-            sorted(space.spaces) if isinstance(space, gym_spaces.Dict) else list(range(len(space.spaces)))
-        )
-        parts = [actions_of(space.spaces[name]) for name in names]
-        named = isinstance(space, gym_spaces.Dict)
-
-        def flatten(action: Any) -> list[np.ndarray]:
-            return [
-                leaf for name, part in zip(names, parts, strict=True) for leaf in part.flatten(action[name])
-            ]
-
-        def split(leaves: list[np.ndarray]) -> list[Any]:
-            columns, at = [], 0
-            for part in parts:
-                columns.append(part.split(leaves[at : at + len(part.leaves)]))
-                at += len(part.leaves)
-            rows = zip(*columns, strict=True)
-            return [dict(zip(names, row, strict=True)) for row in rows] if named else list(rows)
-
-        return Actions(tuple(leaf for part in parts for leaf in part.leaves), flatten, split)
-
+    match space:
+        case gym_spaces.Dict():
+            names = sorted(space.spaces)
+            return _nested(names, [actions_of(space.spaces[n]) for n in names], lambda row: dict(zip(names, row, strict=True)))
+        case gym_spaces.Tuple():
+            return _nested(range(len(space.spaces)), [actions_of(s) for s in space.spaces], tuple)
     convert_space(space)  # raises for what is not supported
-    shape: tuple[int, ...] = tuple(space.shape)
-    dtype = np.dtype(space.dtype)
-    kept = _compact(space)
+    shape, dtype = tuple(space.shape), np.dtype(space.dtype)
+    return Actions(((shape, _compact(space)),), lambda action: [np.asarray(action)], _splitter(space, shape, dtype))
 
-    def flatten_leaf(action: Any) -> list[np.ndarray]:
-        return [np.array(action, kept)]
 
-    if isinstance(space, gym_spaces.Box) and dtype.kind == "f" and dtype != np.float32:
+def _nested(names: Sequence[Any], parts: Sequence[Actions], join: Callable[[Any], Any]) -> Actions:
+    def flatten(action: Any) -> list[np.ndarray]:
+        return [leaf for name, part in zip(names, parts, strict=True) for leaf in part.flatten(action[name])]
 
-        def split_leaf(leaves: list[np.ndarray]) -> list[Any]:
-            # A float32 bound may lie outside the float64 bound that it rounds.
-            return list(np.clip(leaves[0].astype(dtype), space.low, space.high))
+    def split(leaves: list[np.ndarray]) -> list[Any]:
+        rest = iter(leaves)
+        columns = [part.split([next(rest) for _ in part.leaves]) for part in parts]
+        return [join(row) for row in zip(*columns, strict=True)]
 
-    elif kept == dtype and shape:
+    return Actions(tuple(leaf for part in parts for leaf in part.leaves), flatten, split)
 
-        def split_leaf(leaves: list[np.ndarray]) -> list[Any]:
-            return list(leaves[0])
 
-    else:
-
-        def split_leaf(leaves: list[np.ndarray]) -> list[Any]:
-            rows = list(leaves[0].astype(dtype))
-            return (
-                rows if shape or isinstance(space, gym_spaces.Discrete) else [np.array(row) for row in rows]
-            )
-
-    return Actions(((shape, kept),), flatten_leaf, split_leaf)
+def _splitter(space: Any, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[list[np.ndarray]], list[Any]]:
+    if isinstance(space, gym_spaces.Discrete):
+        # What the space itself samples: NumPy integers of its dtype, made once.
+        numbers = {k: dtype.type(k) for k in range(int(space.start), int(space.start) + int(space.n))}
+        return lambda leaves: [numbers[k] for k in leaves[0].tolist()]
+    if not shape:
+        return lambda leaves: [np.array(row, dtype) for row in leaves[0]]
+    if dtype.kind == "f" and dtype != np.float32:
+        # A float32 bound may lie outside the float64 bound that it rounds.
+        return lambda leaves: list(np.clip(leaves[0].astype(dtype), space.low, space.high))
+    return lambda leaves: list(np.array(leaves[0], dtype))
 
 
 def _compact(space: Any) -> np.dtype:
