@@ -78,11 +78,11 @@ class Moments(NamedTuple):
             weight = jnp.ones(values.shape[:2], jnp.float32)
         number = weight.astype(jnp.int32).sum()
         many = jnp.maximum(number, 1).astype(jnp.float32)
-        weight = weight.reshape(weight.shape + (1,) * trailing)
+        counts = weight.reshape(weight.shape + (1,) * trailing) > 0
 
         shift = values[0, 0]  # constant values then have a variance of exactly 0
-        mean = shift + (weight * (values - shift)).sum(0).sum(0) / many
-        m2 = (weight * jnp.square(values - mean)).sum(0).sum(0)
+        mean = shift + jnp.where(counts, values - shift, 0.0).sum(0).sum(0) / many
+        m2 = jnp.where(counts, jnp.square(values - mean), 0.0).sum(0).sum(0)
 
         before, here = counters.as_float(self.seen), number.astype(jnp.float32)
         share = here / jnp.maximum(before + here, 1.0)
