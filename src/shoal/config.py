@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -72,6 +72,39 @@ def executor_to_json(on: Any) -> dict[str, Any]:
 def executor_from_json(data: Mapping[str, Any]) -> Executor:
     fields = dict(data)
     return EXECUTORS[fields.pop("name")](**fields)
+
+
+def environment_of(
+    config: Mapping[str, Any], env: Any = None, wrappers: Sequence[Any] | None = None, *, trust_imports: bool = False
+) -> dict[str, Any]:
+    """The arguments of `envs.resolve` that make a run's environment again.
+
+    env, wrappers: what is given anew, in the place of what the run recorded. Raises ShoalError where code is
+    needed that no checkpoint holds, or that the recorded names would import without `trust_imports`.
+    """
+    recorded = config["env"]
+    if recorded is None:
+        name = config["spec"]["id"]
+        if env is None:
+            raise ShoalError(
+                f"this run's environment ({name}) or a wrapper of it was given as code, which no checkpoint "
+                "holds: pass env= (and wrappers=) again"
+            )
+        return {"env": env, "wrappers": wrappers or (), "journal": config["journal"]}
+    how = dict(recorded)
+    if env is not None:
+        how["env"] = env
+    if wrappers is not None:
+        how["wrappers"] = wrappers
+    imported = [w for w in how["wrappers"] if wrappers is None]
+    if env is None and ":" in how["env"] and how["env"].partition(":")[0] not in ("jax", "gymnax"):
+        imported.append(how["env"])
+    if imported and not trust_imports:
+        raise ShoalError(
+            f"this run names code to import ({', '.join(map(str, imported))}): pass trust_imports=True "
+            "(--trust-imports) if you trust it, or give env= and wrappers= again"
+        )
+    return how
 
 
 def spec_to_json(spec: EnvSpec) -> dict[str, Any]:

@@ -54,8 +54,9 @@ def minibatches(key: Key, rows: int, epochs: int, count: int) -> jax.Array:
     """
     if count == 1:  # one minibatch takes every row whatever the order: spare the shuffle and keep the order
         return jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (epochs, rows))
-    orders = [permutation(fold(key, epoch), rows) for epoch in range(epochs)]
-    return jnp.stack(orders).reshape(epochs * count, rows // count)
+    keys = fold(key, jnp.arange(epochs, dtype=jnp.uint32))
+    orders = jax.vmap(permutation, in_axes=(0, None))(keys, rows)
+    return orders.reshape(epochs * count, rows // count)
 
 
 def gradient_of(
@@ -66,7 +67,7 @@ def gradient_of(
     Adds "loss/gradient_norm", the norm of this minibatch's mean gradient before clipping.
     """
     total, (weight, metrics) = jax.grad(loss, has_aux=True)(params, minibatch)
-    norm = optax.global_norm(total)  # of the sum, so already a sum over the weight
+    norm = optax.tree.norm(total)  # of the sum, so already a sum over the weight
     return Gradient(total, weight, {**metrics, "loss/gradient_norm": norm})
 
 
@@ -87,7 +88,7 @@ def clipped(gradient: Params, max_norm: float | None) -> Params:
     """The gradient, scaled down to a global L2 norm of at most max_norm (Pascanu et al. 2013)."""
     if max_norm is None:
         return gradient
-    scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.global_norm(gradient), 1e-12))
+    scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.tree.norm(gradient), 1e-12))
     return jax.tree.map(lambda g: g * scale, gradient)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from shoal.config import (
     agent_of,
     algorithm_from_json,
     algorithm_to_json,
+    environment_of,
     executor_from_json,
     executor_to_json,
     spec_to_json,
@@ -24,7 +26,7 @@ from shoal.config import (
 from shoal.counters import value
 from shoal.envs import resolve
 from shoal.errors import ShoalError
-from shoal.evaluation import UNLIMITED, Evaluation, evaluate
+from shoal.evaluation import ENVS, Evaluation, evaluate, recorded
 from shoal.execution import Executor
 from shoal.execution.local import Local
 from shoal.execution.unroll import act_row
@@ -33,7 +35,8 @@ from shoal.metrics import Episodes, Result
 from shoal.policy import Policy
 from shoal.rundir import RunDir
 from shoal.runtime import configure
-from shoal.writers import Writer, open_writers
+from shoal.sinks import check_sinks, open_writers
+from shoal.writers import Writer
 
 
 class Trainer:
@@ -85,9 +88,11 @@ class Trainer:
         ):
             if number < least:
                 raise ShoalError(f"{name} must be at least {least}, got {number}")
+        check_sinks(sinks)
         self._threads = configure(threads)
-        how = {"env_kwargs": env_kwargs, "wrappers": wrappers, "time_limit": time_limit, "vector": vector}
-        self._source = resolve(env, journal=journal, **how)
+        self._given = {"env_kwargs": env_kwargs, "wrappers": wrappers, "time_limit": time_limit, "vector": vector}
+        self._given |= {"env": env, "journal": journal}
+        self._source = resolve(**self._given)
         spec = self._source.spec
         self.config: dict[str, Any] = {
             **described,
@@ -105,10 +110,10 @@ class Trainer:
             "threads": self._threads,
             "warm_start": None if warm_start is None else str(warm_start),
             "sinks": list(sinks),
+            "run_id": secrets.token_hex(4),
             "versions": versions(),
         }
         self._agent = agent_of(self.config, spec, algorithm=algorithm)
-        # Without a time limit an evaluation would not end; the training environments stay as they are.
         self._act = jax.jit(act_row(self._agent))
         self._run = on.start(self._agent, self._source, seed)
         self._episodes = Episodes()
@@ -215,9 +220,9 @@ class Trainer:
         explore: sample actions instead of taking the most likely. video: a folder for a recording of
         the first episode. Nothing of the training changes.
         """
-        source, envs = self._source, min(episodes, 10)
+        source, envs = self._source, min(episodes, ENVS)
         if video is not None:
-            source, envs = source.recorded(Path(video)), 1
+            source, envs = recorded(self._given, Path(video)), 1
         params = self._agent.policy(self._run.state)
         return evaluate(
             self._act, self._agent.begin, params, source, episodes, self.config["seed"], explore=explore, envs=envs
@@ -376,7 +381,7 @@ class Trainer:
     def _record(self, directory: RunDir) -> None:
         """Write to this run directory from now on, cutting what it has beyond the present iteration."""
         self._dir = directory
-        self._writers = open_writers(directory, self.config["sinks"], self._iteration, self._env_steps)
+        self._writers = open_writers(directory, self._iteration, self._env_steps)
 
     def _checkpoint_if_due(self) -> None:
         steps, moment = self._saved_at
@@ -405,22 +410,21 @@ def _rebuild(
     config: Mapping[str, Any], algorithm: Any, env: Any, wrappers: Sequence[Any] | None, trust_imports: bool
 ) -> Trainer:
     """A Trainer as the configuration says, without a run directory, standing at the beginning."""
-    reference = config["env"]
-    if env is None:
-        if reference is None:
-            raise ShoalError(
-                f"this run's environment ({config['spec']['id']}) was given as a function or class, which no "
-                "checkpoint holds: pass env= again"
-            )
-        env = reference
-    kept = ("seed", "journal", "normalize_observations", "scale_rewards", "checkpoint_every", "checkpoint_seconds")
+    how = environment_of(config, env, wrappers, trust_imports=trust_imports)
+    kept = ("seed", "normalize_observations", "scale_rewards", "checkpoint_every", "checkpoint_seconds")
     kept += ("keep_checkpoints", "evaluate_every", "evaluate_episodes", "threads", "sinks")
     trainer = Trainer(
         algorithm_from_json(config["algorithm"], algorithm, trust_imports=trust_imports),
-        env,
         on=executor_from_json(config["on"]),
+        **how,
         **{name: config[name] for name in kept},
     )
+    if trainer.config["spec"] != config["spec"]:
+        raise ShoalError(
+            f"the environment is not the one of this run: its spec is {trainer.config['spec']}, the run's "
+            f"{config['spec']}"
+        )
+    trainer.config = dict(config) | {"threads": trainer.config["threads"]}
     return trainer
 
 

@@ -1,0 +1,59 @@
+"""Local and Compiled are one experiment: the same bits from the same environment written in JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal import A2C, PPO, REINFORCE, Compiled, Local
+from shoal.config import transformed
+from shoal.envs import resolve
+from shoal.fingerprint import fingerprint
+
+ALGORITHMS = {
+    "ppo": PPO(rollout_length=16, epochs=2, minibatches=2, hidden=(16,)),
+    "ppo-memory": PPO(rollout_length=16, epochs=2, minibatches=2, hidden=(16,), memory=8),
+    "ppo-kl": PPO(rollout_length=16, epochs=3, minibatches=2, hidden=(16,), target_kl=1e-4, anneal_steps=300),
+    "a2c": A2C(hidden=(16,)),
+    "reinforce": REINFORCE(rollout_length=32, hidden=(16,)),
+    "reinforce-bare": REINFORCE(rollout_length=32, hidden=(16,), baseline=False),
+}
+
+
+def run(on: Any, algorithm: Any, env: str, *, normalized: bool = False, seed: int = 0, iterations: int = 4) -> Any:
+    source = resolve(env)
+    config = {"normalize_observations": normalized, "scale_rewards": normalized}
+    agent = transformed(algorithm.bind(source.spec), source.spec, algorithm, config)
+    started = on.start(agent, source, seed)
+    return started, [started.iterate() for _ in range(iterations)]
+
+
+@pytest.mark.parametrize("env", ["jax:CartPole-v1", "jax:GridWorld"])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_same_bits(name: str, env: str) -> None:
+    normalized = name in ("ppo", "ppo-memory") and env == "jax:CartPole-v1"
+    local, here = run(Local(envs=4), ALGORITHMS[name], env, normalized=normalized)
+    compiled, there = run(Compiled(envs=4), ALGORITHMS[name], env, normalized=normalized)
+    assert fingerprint(local.state) == fingerprint(compiled.state)
+    for a, b in zip(here, there, strict=True):
+        assert a.metrics.keys() == b.metrics.keys()
+        for metric in a.metrics:
+            np.testing.assert_array_equal(a.metrics[metric], b.metrics[metric])
+        for (reward, first), (reward2, first2) in zip(a.fragments, b.fragments, strict=True):
+            np.testing.assert_array_equal(reward, reward2)
+            np.testing.assert_array_equal(first, first2)
+
+
+def test_same_bits_in_groups() -> None:
+    local, _ = run(Local(envs=6, groups=3), ALGORITHMS["ppo"], "jax:CartPole-v1")
+    compiled, _ = run(Compiled(envs=6, groups=3), ALGORITHMS["ppo"], "jax:CartPole-v1")
+    one, _ = run(Local(envs=6, groups=1), ALGORITHMS["ppo"], "jax:CartPole-v1")
+    assert fingerprint(local.state) == fingerprint(compiled.state)
+    assert fingerprint(local.state) != fingerprint(one.state)  # groups are part of the experiment
+
+
+def test_seeds_differ_and_repeat() -> None:
+    prints = [fingerprint(run(Local(envs=4), ALGORITHMS["a2c"], "CartPole-v1", seed=s)[0].state) for s in (0, 0, 1)]
+    assert prints[0] == prints[1] != prints[2]
