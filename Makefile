@@ -7,7 +7,7 @@
 .PHONY: train test test-slow bench check clean
 
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -q
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 NEWEST := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PYTHON ?= $(NEWEST)

@@ -91,7 +91,9 @@ class TestFigures:
 class TestPanel:
     def test_says_everything(self) -> None:
         history = [row(100 * i, 1.0 * i, 10.0 * i, env=0.5, act=0.25, learn=0.25) for i in range(1, 6)]
-        shown = text_of(display.panel(history, Goal(steps=1000, target_return=475), "ppo on X", note="hold on"))
+        shown = text_of(
+            display.panel(history, Goal(steps=1000, target_return=475), "ppo on X", note="hold on")
+        )
         for part in ("ppo on X", "50.0 of 475.0", "500 of 1,000", "50%", "100 steps/s", "at most 0:05 left"):
             assert part in shown, part
         for part in ("env 50%", "act 25%", "learn 25%", "10 episodes", "hold on"):

@@ -67,7 +67,7 @@ def fraction(history: Sequence[Row], goal: Goal) -> float | None:
     if goal.steps:
         parts.append(number(history[-1], "env_steps") / goal.steps)
     if goal.seconds:
-        parts.append((number(history[-1], "timing/seconds")) / goal.seconds)
+        parts.append(number(history[-1], "timing/seconds") / goal.seconds)
     return min(1.0, max(parts)) if parts else None
 
 
@@ -85,12 +85,12 @@ def steps_per_second(history: Sequence[Row]) -> float:
 def seconds_left(history: Sequence[Row], goal: Goal) -> float | None:
     """Seconds until the steps or seconds are used up, at the recent speed; None where that is unknown."""
     left = []
-    if goal.steps and history:
+    if goal.steps and len(history) > 1:  # the first result's speed is that of compiling
         speed = steps_per_second(history)
         if speed > 0:
             left.append(max(0.0, goal.steps - number(history[-1], "env_steps")) / speed)
     if goal.seconds and history:
-        left.append(max(0.0, goal.seconds - (number(history[-1], "timing/seconds"))))
+        left.append(max(0.0, goal.seconds - number(history[-1], "timing/seconds")))
     return min(left) if left else None
 
 

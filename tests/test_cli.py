@@ -1,0 +1,453 @@
+"""The command line: parsing, one line for each mistake, and whole runs of the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from shoal import cli, listing, options
+from shoal.errors import ShoalError
+
+TINY = ("--rollout-length", "16", "--epochs", "1", "--minibatches", "1", "--hidden", "8", "--envs", "2")
+TINY += ("--sink", "tensorboard", "--seed", "3")
+ITERATION = 2 * 16  # rows of one iteration of TINY; a little fewer steps
+
+
+def run(*arguments: str, expect: int = 0) -> None:
+    assert cli.main(list(arguments)) == expect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """An algorithm's."""
+
+    rate: float = 0.5
+    """How fast."""
+    sizes: tuple[int, ...] = (1, 2)
+    """How wide."""
+    kind: Literal["tanh", "relu"] = "tanh"
+    shared: bool = False
+    """Or not."""
+    limit: int | None = None
+
+
+PARTS = {"stop": options.Stopping, "run": options.Run, "x": Settings}
+
+
+class TestParsing:
+    def parse(self, *argv: str) -> dict[str, object]:
+        return options.parse(PARTS, argv, "shoal train x", "Train x.")
+
+    def test_everything_lands_where_it_belongs(self) -> None:
+        parsed = self.parse(
+            *(
+                "CartPole-v1",
+                "--steps",
+                "5e5",
+                "--target-return",
+                "475",
+                "--rate",
+                "3e-4",
+                "--sizes",
+                "8",
+                "9",
+            ),
+            *("--shared", "--limit", "None", "--env_kwargs", "a=1", "b=x=y", "--wrapper", "m:A", "m:B"),
+        )
+        assert parsed["stop"] == options.Stopping(steps=500_000, target_return=475.0)
+        assert parsed["x"] == Settings(rate=3e-4, sizes=(8, 9), shared=True)
+        run = parsed["run"]
+        assert isinstance(run, options.Run)
+        assert (run.env, run.env_kwargs, run.wrapper) == ("CartPole-v1", ("a=1", "b=x=y"), ("m:A", "m:B"))
+
+    def test_defaults_are_the_dataclasses_own(self) -> None:
+        parsed = self.parse("E")
+        assert parsed == {"stop": options.Stopping(), "run": options.Run(env="E"), "x": Settings()}
+
+    @pytest.mark.parametrize(
+        ("argv", "plot"),
+        [
+            (["E"], None),
+            (["E", "--plot"], ""),
+            (["E", "--plot", "--seed", "1"], ""),
+            (["E", "--plot", "a.png"], "a.png"),
+            (["E", "--plot=a.png"], "a.png"),
+        ],
+    )
+    def test_plot_may_stand_bare(self, argv: list[str], plot: str | None) -> None:
+        run = self.parse(*argv)["run"]
+        assert isinstance(run, options.Run)
+        assert run.plot == plot
+
+    @pytest.mark.parametrize(
+        ("argv", "message"),
+        [
+            ([], "shoal train x needs ENV; shoal train x --help says more"),
+            (["E", "F"], "unexpected argument F"),
+            (["E", "--stpes", "4"], "unknown option --stpes: did you mean '--steps'?"),
+            (
+                ["--target_retrun", "4", "E"],
+                "unknown option --target-retrun: did you mean '--target-return'?",
+            ),
+            (["E", "--qqq"], "unknown option --qqq: --help lists them all"),
+            (["E", "--steps"], "--steps needs a value"),
+            (["E", "--steps", "many"], "--steps: expected a whole number or None, got 'many'"),
+            (["E", "--steps", "1.5"], "--steps: expected a whole number or None, got '1.5'"),
+            (["E", "--rate", "fast"], "--rate: expected a number, got 'fast'"),
+            (["E", "--sizes", "4", "a"], "--sizes: expected whole numbers, got '4', 'a'"),
+            (["E", "--kind", "tnh"], "--kind: unknown value 'tnh': did you mean 'tanh'?"),
+            (["E", "--on", "moon"], "--on: unknown value 'moon': known are compiled, local"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, argv: list[str], message: str) -> None:
+        with pytest.raises(ShoalError) as caught:
+            self.parse(*argv)
+        assert str(caught.value) == message
+
+    def test_functions_are_for_python_only(self) -> None:
+        from shoal.algorithms import load
+
+        with pytest.raises(ShoalError, match="--network is a function: it can be given in Python only"):
+            options.parse({"ppo": load("ppo")}, ["--network", "x"], "shoal train ppo", "")
+
+    def test_help_shows_every_flag_and_its_docstring(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stop:
+            self.parse("--help")
+        assert not stop.value.code
+        shown = capsys.readouterr().out
+        for part in (
+            "--rate",
+            "How fast.",
+            "--sizes",
+            "How wide.",
+            "--no-shared",
+            "--target-return",
+            "--plot",
+        ):
+            assert part in shown, part
+
+    def test_key_values(self) -> None:
+        pairs = ["a=1", "b=true", "c=x", "d=[1, 2]", "e=(1, 'y')", "f=x=y", "g=None", "h=-0.5"]
+        assert options.key_values(pairs) == {
+            **{"a": 1, "b": True, "c": "x", "d": [1, 2]},
+            **{"e": (1, "y"), "f": "x=y", "g": None, "h": -0.5},
+        }
+        for wrong in ("a", "=1", "a b=1"):
+            with pytest.raises(ShoalError, match="key=value"):
+                options.key_values([wrong])
+
+    def test_documented(self) -> None:
+        assert options.documented(Settings)[:3] == [
+            ("rate", "float", "0.5", "How fast."),
+            ("sizes", "tuple[int, ...]", "(1, 2)", "How wide."),
+            ("kind", "Literal['tanh', 'relu']", "'tanh'", ""),
+        ]
+
+    def test_all_algorithms_settings_have_help(self) -> None:
+        from shoal import algorithms
+
+        for name in algorithms.REGISTRY:
+            for setting, _, _, text in options.documented(algorithms.load(name)):
+                assert len(text) > 20, f"{name}.{setting}"
+
+
+class TestTheProgram:
+    def test_help_and_import_need_no_jax(self) -> None:
+        code = (
+            "import sys; from shoal import cli; code = cli.main(['--help']);"
+            "heavy = {'jax', 'numpy', 'gymnasium', 'tyro', 'rich', 'ray'} & set(sys.modules);"
+            "assert code == 0 and not heavy, (code, heavy)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        for command in cli.COMMANDS:
+            assert f"  {command}" in done.stdout
+
+    def test_listing_needs_no_jax(self, tmp_path: Path) -> None:
+        code = (
+            "import sys; from shoal import cli; code = cli.main(['list', sys.argv[1]]);"
+            "assert code == 0 and 'jax' not in sys.modules"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize(
+        ("argv", "hint"),
+        [
+            (["tarin"], "unknown command 'tarin': did you mean 'train'?"),
+            (["train"], "the algorithm comes first"),
+            (["train", "--seed", "1"], "the algorithm comes first"),
+            (["train", "pppo", "CartPole-v1"], "did you mean 'ppo'?"),
+            (["train", "ppo", "CartPol-v1"], "did you mean 'CartPole-v1'?"),
+            (["train", "ppo", "jax:CartPol-v1"], "did you mean 'jax:CartPole-v1'?"),
+            (["train", "ppo", "CartPole-v1", "--learnin-rate", "1"], "did you mean '--learning-rate'?"),
+            (["train", "ppo", "CartPole-v1", "--learning-rate", "-1"], "learning_rate"),
+            (["train", "ppo", "CartPole-v1", "--envs", "3", "--groups", "2"], "groups"),
+            (["train", "ppo", "CartPole-v1", "--on", "compiled"], "jax:CartPole-v1"),
+            (["train", "ppo", "CartPole-v1", "--env-kwargs", "gravity"], "key=value"),
+            (["train", "ppo", "CartPole-v1", "--env-kwargs", "gravty=1"], "gravty"),
+            (["train", "ppo", "CartPole-v1", "--wrapper", "nowhere:W"], "nowhere"),
+            (["train", "ppo", "CartPole-v1", "--time-limit", "0"], "time_limit"),
+            (["train", "ppo", "CartPole-v1", "--sink", "tensorbord"], "tensorboard"),
+            (["resume", "nowhere"], "nowhere"),
+            (["evaluate", "nowhere"], "nowhere"),
+            (["plot", "nowhere"], "nowhere"),
+            (["plot"], "at least one run"),
+            (["list", "nowhere"], "nowhere"),
+            (["show", "pppo"], "did you mean 'ppo'?"),
+            (["show"], "shoal show needs one algorithm"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_mistakes_are_one_line_and_leave_nothing(
+        self,
+        argv: list[str],
+        hint: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        run(*argv, expect=2)
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"shoal: [^\n]+\n", error)
+        assert hint in error
+        assert list(tmp_path.rglob("*.*")) == []
+
+    def test_new_run_dirs_never_collide(self, tmp_path: Path) -> None:
+        names = []
+        for _ in range(3):
+            folder = cli.new_run_dir(tmp_path, "ALE/Pong v5", "ppo", 0)
+            folder.mkdir()
+            names.append(folder.name)
+        assert names == ["ALE-Pong-v5-ppo-0", "ALE-Pong-v5-ppo-0-2", "ALE-Pong-v5-ppo-0-3"]
+
+    def test_show(self, capsys: pytest.CaptureFixture[str]) -> None:
+        run("show", "ppo")
+        shown = capsys.readouterr().out
+        assert re.search(r"learning_rate +0\.0003 +float +Adam's step size", shown)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 iterations."""
+    folder = tmp_path_factory.mktemp("cli") / "whole"
+    run("train", "ppo", "CartPole-v1", "--steps", str(20 * ITERATION), "--run-dir", str(folder), *TINY)
+    return folder
+
+
+class TestRuns:
+    def test_train_leaves_a_run(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        config = json.loads((trained / "config.json").read_text())
+        assert config["seed"] == 3
+        assert config["algorithm"]["settings"]["rollout_length"] == 16
+        summary = json.loads((trained / "summary.json").read_text())
+        assert summary["env_steps"] >= 20 * ITERATION
+        assert listing.described(trained) == {
+            "run": str(trained),
+            "algorithm": "ppo",
+            "env": "CartPole-v1",
+            "seed": 3,
+            "steps": summary["env_steps"],
+            "return": summary["episode_return_mean"],
+            "state": "done",
+        }
+        run("list", str(trained.parent))
+        assert re.search(r"whole +ppo +CartPole-v1 +3 +\d+ +[\d.]+ +done", capsys.readouterr().out)
+
+    def test_a_run_directory_is_not_used_twice(
+        self, trained: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = sorted(trained.rglob("*"))
+        run("train", "ppo", "CartPole-v1", "--steps", "10", "--run-dir", str(trained), *TINY, expect=2)
+        assert re.fullmatch(r"shoal: there is already a run in [^\n]+\n", capsys.readouterr().err)
+        assert sorted(trained.rglob("*")) == before
+
+    def test_evaluate(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run("evaluate", str(trained), "--episodes", "3")
+        assert "over 3 episodes" in capsys.readouterr().out
+
+    def test_plot(self, trained: Path, tmp_path: Path) -> None:
+        picture = tmp_path / "curve.png"
+        run("plot", str(trained), "--output", str(picture), "--x", "seconds")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+    def test_resume_past_the_goal(self, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run("resume", str(trained), expect=2)  # it stands where it was going to
+        assert re.fullmatch(r"shoal: [^\n]*nothing to do[^\n]*\n", capsys.readouterr().err)
+
+    def test_a_default_goal_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(cli, "STEPS", ITERATION)
+        monkeypatch.chdir(tmp_path)
+        run("train", "ppo", "jax:CartPole-v1", "--on", "compiled", "--plot", *TINY)
+        shown = capsys.readouterr().out
+        assert f"training for {ITERATION} steps" in shown
+        assert (tmp_path / "runs" / "jax-CartPole-v1-ppo-3" / "curve.png").exists()
+
+    def test_env_errors_keep_the_environments_own_traceback(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        envs = write_envs(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        folder = tmp_path / "broken"
+        run(
+            "train",
+            "ppo",
+            f"{envs}:Broken",
+            "--steps",
+            "9000",
+            "--run-dir",
+            str(folder),
+            *TINY,
+            expect=1,
+        )
+        error = capsys.readouterr().err
+        assert re.fullmatch(
+            rf"shoal: [^\n]*the wheel came off[^\n]* \(traceback: {folder}/error\.txt\)\n", error
+        )
+        text = (folder / "error.txt").read_text()
+        assert "in _come_off" in text
+        assert "trainer.py" not in text
+        described = listing.described(folder)
+        assert described is not None
+        assert described["state"] == "failed"
+
+    def test_an_env_that_cannot_be_made_leaves_no_run_directory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        envs = write_envs(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        folder = tmp_path / "never"
+        run("train", "ppo", f"{envs}:Stillborn", "--run-dir", str(folder), *TINY, expect=1)
+        error = capsys.readouterr().err
+        assert re.fullmatch(rf"shoal: [^\n]*no licence[^\n]*{folder}\.error\.txt\)\n", error)
+        assert f"{envs}.py" in (tmp_path / "never.error.txt").read_text()
+        assert not folder.exists()
+
+
+def write_envs(folder: Path) -> str:
+    """A module of bad environments in this folder; its name is its own, for imports are remembered."""
+    name = f"envs_of_{folder.name}"
+    (folder / f"{name}.py").write_text(
+        textwrap.dedent(
+            """
+            import time
+            from gymnasium.envs.classic_control import CartPoleEnv
+
+            steps = 0  # in all, the trials before training included: there are at most 2,000 of those
+
+            class Broken(CartPoleEnv):
+                def step(self, action):
+                    global steps
+                    steps += 1
+                    if steps > 3000:
+                        self._come_off()
+                    return super().step(action)
+                def _come_off(self):
+                    raise RuntimeError("the wheel\\ncame off")
+
+            class Stillborn(CartPoleEnv):
+                def __init__(self, render_mode=None):
+                    raise RuntimeError("no licence")
+
+            class Stuck(CartPoleEnv):
+                def step(self, action):
+                    global steps
+                    steps += 1
+                    if steps > 3000:
+                        print("stuck", flush=True)
+                        time.sleep(600)
+                    return super().step(action)
+            """
+        )
+    )
+    return name
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shoal.cli", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"ended without {text!r}: {process.stderr.read() if process.stderr else ''}")
+
+
+class TestInterrupts:
+    def test_interrupted_and_resumed_is_as_if_never_stopped(self, tmp_path: Path) -> None:
+        process = start(
+            "train", "ppo", "CartPole-v1", "--steps", "100000000", "--run-dir", "cut", *TINY, cwd=tmp_path
+        )
+        wait_for(process, "steps ")
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+        assert (process.returncode, error) == (130, "")
+        assert "stopping after this iteration" in out
+        assert "shoal resume cut" in out
+        state = listing.described(tmp_path / "cut")
+        assert state is not None
+        assert state["state"] == "stopped"
+        goal = str(state["steps"] + 5 * ITERATION)
+        run("resume", str(tmp_path / "cut"), "--steps", goal)
+        run("train", "ppo", "CartPole-v1", "--steps", goal, "--run-dir", str(tmp_path / "whole"), *TINY)
+        cut, whole = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("cut", "whole"))
+        assert cut["fingerprint"] == whole["fingerprint"]
+        assert cut["env_steps"] == whole["env_steps"]
+
+    def test_a_second_signal_does_not_wait(self, tmp_path: Path) -> None:
+        envs = write_envs(tmp_path)
+        process = start(
+            "train", "ppo", f"{envs}:Stuck", "--steps", "9000", "--run-dir", "r", *TINY, cwd=tmp_path
+        )
+        wait_for(process, "stuck")
+        process.send_signal(signal.SIGTERM)
+        wait_for(process, "once more stops at once")
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=30)
+        assert (process.returncode, out, error) == (130, "", "")
+        described = listing.described(tmp_path / "r")
+        assert described is not None
+        assert described["state"] == "stopped"
+
+    def test_resume_goes_on_to_the_same_goal(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The goal is noted with the run, so that RUN alone is enough."""
+        import shoal.trainer
+
+        fit = shoal.trainer.Trainer.fit
+
+        def failing(self: object, *_: object, **__: object) -> object:
+            raise OSError("the power went")
+
+        monkeypatch.setattr(shoal.trainer.Trainer, "fit", failing)
+        goal = ("--steps", str(2 * ITERATION), "--seconds", "1000")
+        folder = str(tmp_path / "r")
+        run("train", "ppo", "CartPole-v1", *goal, "--run-dir", folder, *TINY, expect=1)
+        monkeypatch.setattr(shoal.trainer.Trainer, "fit", fit)
+        run("resume", folder)
+        summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+        assert 2 * ITERATION <= summary["env_steps"] < 3 * ITERATION
+        assert not (tmp_path / "r" / "error.txt").exists()
