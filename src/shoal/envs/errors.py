@@ -6,7 +6,7 @@ from shoal.errors import ShoalError
 
 
 class EnvError(ShoalError):
-    """An environment raised, or showed what no policy can learn from (NaN, an impossible mask).
+    """An environment raised, or showed what no policy can learn from (NaN, infinity).
 
     The message names the environment's id, group, number in the group, episode and step; where the
     environment itself raised, `__cause__` is its own exception with its traceback.

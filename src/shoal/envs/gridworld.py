@@ -52,8 +52,8 @@ class GridWorld:
     """An N x N grid with one goal.
 
     size: N. start: the first cell. step_cost: taken from the reward of every step. walls: blocked cells.
-    slip: the probability that one of the *three other* actions, each equally likely, is carried out instead of
-    the one taken. max_steps: the time limit in steps (truncation); None: none.
+    slip: the probability that one of the *three other* actions, each equally likely, is carried out
+    instead of the one taken. max_steps: the time limit in steps (truncation); None: none.
     Raises ShoalError where a value is out of range or the start or the goal is a wall.
     """
 

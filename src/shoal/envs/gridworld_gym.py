@@ -13,7 +13,7 @@ PIXELS = 16  # of one cell's side
 COLOURS = {"#": (60, 60, 60), ".": (235, 235, 235), "G": (90, 180, 90), "A": (60, 100, 220)}
 
 
-class GridWorldEnv(gymnasium.Env[int, int]):
+class GridWorldEnv(gymnasium.Env[Any, Any]):
     """The same world as `GridWorld`, whose fields are this environment's arguments. The time limit
     `max_steps` truncates. Renders as text (ansi) and as an image (rgb_array)."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec as RegisteredSpec
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from shoal.envs.errors import EnvError
@@ -44,16 +45,21 @@ class Maker:
     time_limit: int | None = None
 
     def __call__(self) -> tuple[Any, int | None]:
-        if isinstance(self.env, gymnasium.envs.registration.EnvSpec):
-            env = gymnasium.make(
-                self.env, max_episode_steps=self.time_limit, disable_env_checker=True, **self.env_kwargs
+        return self.wrap(self.bare())
+
+    def bare(self) -> Any:
+        """The environment alone."""
+        if isinstance(self.env, RegisteredSpec):
+            limit = self.time_limit
+            return gymnasium.make(
+                self.env, max_episode_steps=limit, disable_env_checker=True, **self.env_kwargs
             )
-            limited = True
-        else:
-            env = self.env(**self.env_kwargs)
-            limited = self.time_limit is None
-        if not limited:
-            env = _limit(env, self.time_limit)
+        return self.env(**self.env_kwargs)
+
+    def wrap(self, env: Any) -> tuple[Any, int | None]:
+        """With the time limit and the wrappers around it, less the outer layers that `lean` takes off."""
+        if self.time_limit is not None and not isinstance(self.env, RegisteredSpec):
+            env = _limited(env, self.time_limit)
         for wrapper in self.wrappers:
             env = wrapper(env)
         return lean(env)
@@ -72,9 +78,8 @@ def lean(env: Any) -> tuple[Any, int | None]:
     return env, limit
 
 
-def _limit(env: Any, steps: int | None) -> Any:
+def _limited(env: Any, steps: int) -> Any:
     """`env` with this time limit in the place of the one that it has, or around it."""
-    assert steps is not None
     layer = env
     while isinstance(layer, gymnasium.Wrapper):
         if isinstance(layer, TimeLimit):
@@ -131,7 +136,7 @@ class GymnasiumGroup:
         self._ended = [True] * size
         self._hash = [0] * size
         self._flagged = True  # whether `terminated` or `first` holds a true entry
-        self._means = _Means()
+        self._means = Means()
 
     def current(self) -> Step:
         """The present row; resets the environments if none has begun."""
@@ -213,16 +218,9 @@ class GymnasiumGroup:
         self._first[i] = self._flagged = True
 
     def _check(self, total: float) -> None:
-        """Raise EnvError where a reward or an observation is not finite or a mask allows nothing."""
+        """Raise EnvError where a reward or an observation is not finite."""
         if not (-_LARGEST < total < _LARGEST and self._rows.finite()):
             self._find_bad()
-        if self._rows.observation.mask is not None:
-            stuck = self._rows.stuck()
-            if stuck.any():
-                for i in np.flatnonzero(stuck).tolist():
-                    if not self._ended[i]:
-                        raise EnvError(f"{self._name(i)} allows no action: its action mask is all zero")
-                    self._rows.write_mask(i, None)  # an episode's last row: its action is never sent
 
     def _find_bad(self) -> None:
         for i in range(self.size):
@@ -249,7 +247,7 @@ class GymnasiumGroup:
 
     def info(self) -> Mapping[str, float]:
         """Means of the numbers in `info` over the steps since the last call, by name."""
-        means, self._means = self._means, _Means()
+        means, self._means = self._means, Means()
         return means.result()
 
     def save(self) -> dict[str, Any]:
@@ -279,7 +277,7 @@ class GymnasiumGroup:
         journal = Journal(self.size, self._actions.leaves)
         journal.load(saved["journal"])
         self.lost = int(saved["lost"])
-        self._means = _Means()
+        self._means = Means()
         self._terminated.fill(False)
         self._first.fill(False)
         self._now = journal.end
@@ -341,7 +339,7 @@ def _mask_in_observation(space: Any) -> bool:
     return isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
 
 
-class _Means:
+class Means:
     """Running means of the numbers in `info`. What is a number is decided once for each set of names."""
 
     def __init__(self) -> None:

@@ -159,8 +159,8 @@ class JaxGroup:
         if self._vstate is None:
             self.current()
         self._vstate, row = self._step(self._vstate, action)
-        self._row = jax.tree.map(np.asarray, row)
-        return self._row
+        shown_row = self._row = jax.tree.map(np.asarray, row)
+        return shown_row
 
     def info(self) -> Mapping[str, float]:
         """Nothing: JAX environments report no `info`."""

@@ -24,7 +24,7 @@ MODES = ("journal", "fresh", "none")
 
 
 def checksum(before: int, reward: float, row: Sequence[memoryview]) -> int:
-    """The rolling checksum after one more row: CRC-32 of its bytes, begun with the former one and the reward."""
+    """The rolling checksum after one more row: CRC-32 of its bytes, begun with the former and the reward."""
     value = before ^ (hash(reward) & 0xFFFFFFFF)
     for part in row:
         value = zlib.crc32(part, value)
@@ -65,6 +65,10 @@ class Journal:
         """The leaves [n, ...] of the n actions since environment `index` began its episode."""
         return [log[self.begin[index] : self.end, index] for log in self.logs]
 
+    def everything(self) -> list[np.ndarray]:
+        """The leaves [n, B, ...] of all the rows that some environment needs."""
+        return [log[self.begin.min() : self.end].copy() for log in self.logs]
+
     def _make_room(self) -> None:
         base = int(self.begin.min())
         if base < self._capacity // 2:
@@ -84,11 +88,11 @@ class Journal:
     def load(self, saved: dict[str, Any]) -> None:
         """Take over what `save` gave. Raises ShoalError where it is of another action space or size."""
         kept = [np.asarray(saved["actions"][name]) for name in sorted(saved["actions"], key=int)]
-        here = [(log.shape[1:], log.dtype) for log in self.logs]
-        if [(log.shape[1:], log.dtype) for log in kept] != here:
+        there, here = ([f"{log.dtype}{list(log.shape[1:])}" for log in logs] for logs in (kept, self.logs))
+        if there != here:
             raise ShoalError(
-                f"the saved actions are {[(log.shape[1:], str(log.dtype)) for log in kept]}, but this group's are "
-                f"{[(shape, str(dtype)) for shape, dtype in here]}: another environment or number of environments"
+                f"the saved actions are {', '.join(there)}, but this group's are {', '.join(here)}: "
+                "another environment or another number of environments"
             )
         self.end = len(kept[0])
         self._capacity = max(256, 2 * self.end)
@@ -156,4 +160,4 @@ def _digest(observation: Any, value: int) -> int:
         for part in observation:
             value = _digest(part, value)
         return value
-    return zlib.crc32(np.ascontiguousarray(observation).reshape(-1).view(np.uint8), value)
+    return zlib.crc32(np.asarray(observation).tobytes(), value)

@@ -48,7 +48,7 @@ def convert_space(space: Any) -> spaces.Space:
         case _:
             raise ShoalError(
                 f"the space {type(space).__name__} is not supported; use Box, Discrete, MultiDiscrete, "
-                "MultiBinary, Dict or Tuple (a wrapper such as gymnasium.wrappers.FlattenObservation can convert)"
+                "MultiBinary, Dict or Tuple (a wrapper can convert it)"
             )
 
 
@@ -119,7 +119,8 @@ def mask_size(action: Any) -> int:
             return 2 * int(np.prod(action.shape))
         case _:
             raise ShoalError(
-                f"action masks are for Discrete, MultiDiscrete and MultiBinary actions, not {type(action).__name__}"
+                "action masks are for Discrete, MultiDiscrete and MultiBinary actions, "
+                f"not {type(action).__name__}"
             )
 
 
@@ -144,7 +145,7 @@ class Rows:
             parts.append(_at(MASK, self.write_mask))
         self.write: Write = parts[0] if len(parts) == 1 else _all(parts)
         leaves = [*_leaves(policy), *_leaves(critic), *_leaves(mask)]
-        self.bytes = [tuple(memoryview(leaf[i : i + 1]) for leaf in leaves) for i in range(size)]
+        self.bytes = [tuple(memory_of(leaf[i : i + 1]) for leaf in leaves) for i in range(size)]
         self.finite = _finite([leaf.reshape(-1) for leaf in leaves if leaf.dtype.kind == "f"])
         # A single box needs no function call for each row: the group writes these views itself.
         plain = (
@@ -154,15 +155,11 @@ class Rows:
             and layout.policy_key is None
         )
         self.views: list[np.ndarray] | None = list(policy) if plain else None
-        self._choices = _choices(action) if layout.mask_in else ()
 
-    def stuck(self) -> np.ndarray:
-        """bool [B]: the rows whose mask leaves some choice without any option."""
-        mask = self.observation.mask
-        if mask is None:
-            return np.zeros(len(self.bytes), bool)
-        ends = np.cumsum(self._choices)
-        return ~np.stack([mask[:, e - n : e].any(1) for n, e in zip(self._choices, ends, strict=True)]).all(0)
+
+def memory_of(array: Any) -> memoryview:
+    """The array's memory, for checksums. (NumPy's type stubs do not know that an array is a buffer.)"""
+    return memoryview(array)
 
 
 def _finite(arrays: list[np.ndarray]) -> Callable[[], bool]:
@@ -172,16 +169,6 @@ def _finite(arrays: list[np.ndarray]) -> Callable[[], bool]:
         return lambda: array.dot(zeros) == 0.0
     singles = [_finite([array]) for array in arrays]
     return lambda: all(one() for one in singles)
-
-
-def _choices(action: Any) -> tuple[int, ...]:
-    match action:
-        case gym_spaces.Discrete():
-            return (int(action.n),)
-        case gym_spaces.MultiDiscrete():
-            return tuple(int(n) for n in action.nvec)
-        case _:
-            return (2,) * (mask_size(action) // 2)
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:
@@ -223,7 +210,8 @@ def _all(parts: Sequence[Write]) -> Write:
 
 
 def _mask_writer(action: Any, array: np.ndarray) -> Write:
-    """Writes Gymnasium's forms of a mask: int8 or bool [n], a tuple of them (MultiDiscrete), 0/1/2 (MultiBinary)."""
+    """Writes Gymnasium's forms of a mask: int8 or bool [n]; a tuple of them for MultiDiscrete; 0 (must not be
+    set), 1 (must be) or 2 (free) for MultiBinary."""
     views = list(array)
 
     def write(i: int, mask: Any) -> None:
@@ -261,12 +249,18 @@ def actions_of(space: Any) -> Actions:
     match space:
         case gym_spaces.Dict():
             names = sorted(space.spaces)
-            return _nested(names, [actions_of(space.spaces[n]) for n in names], lambda row: dict(zip(names, row, strict=True)))
+            return _nested(
+                names,
+                [actions_of(space.spaces[n]) for n in names],
+                lambda row: dict(zip(names, row, strict=True)),
+            )
         case gym_spaces.Tuple():
             return _nested(range(len(space.spaces)), [actions_of(s) for s in space.spaces], tuple)
     convert_space(space)  # raises for what is not supported
     shape, dtype = tuple(space.shape), np.dtype(space.dtype)
-    return Actions(((shape, _compact(space)),), lambda action: [np.asarray(action)], _splitter(space, shape, dtype))
+    return Actions(
+        ((shape, compact_dtype(space)),), lambda action: [np.asarray(action)], _splitter(space, shape, dtype)
+    )
 
 
 def _nested(names: Sequence[Any], parts: Sequence[Actions], join: Callable[[Any], Any]) -> Actions:
@@ -294,7 +288,7 @@ def _splitter(space: Any, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[
     return lambda leaves: list(np.array(leaves[0], dtype))
 
 
-def _compact(space: Any) -> np.dtype:
+def compact_dtype(space: Any) -> np.dtype:
     """The smallest dtype that holds every action: what a journal keeps."""
     match space:
         case gym_spaces.Discrete():
@@ -306,3 +300,23 @@ def _compact(space: Any) -> np.dtype:
         case _:
             return np.dtype(space.dtype)
     return np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high))
+
+
+def check_shape(space: Any, observation: Any, name: str) -> None:
+    """Raise where the first observation has another shape than the space: NumPy would stretch it silently."""
+    if hasattr(space, "spaces"):
+        parts = space.spaces.items() if hasattr(space.spaces, "items") else enumerate(space.spaces)
+        for key, part in parts:
+            check_shape(part, observation[key], name)
+    elif np.shape(observation) != tuple(space.shape):
+        raise ShoalError(
+            f"{name} shows observations of shape {np.shape(observation)}, but its space says {space.shape}"
+        )
+
+
+def entries(space: Any) -> int:
+    """How many numbers an observation of this Gymnasium space holds."""
+    if hasattr(space, "spaces"):
+        parts = space.spaces.values() if hasattr(space.spaces, "values") else space.spaces
+        return sum(entries(part) for part in parts)
+    return int(np.prod(space.shape))

@@ -13,18 +13,16 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
-import inspect
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from shoal.errors import ShoalError
+from shoal.envs.names import JAX_ENVS, import_name, reference_of
+from shoal.errors import ShoalError, did_you_mean
 from shoal.types import EnvSpec, Group, JaxEnv
 
-JAX_ENVS = {"CartPole-v1": "shoal.envs.cartpole:CartPole", "GridWorld": "shoal.envs.gridworld:GridWorld"}
 GRIDWORLD_ID = "shoal/GridWorld-v0"
 _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari", "atari": "atari"}
 
@@ -33,10 +31,10 @@ _EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari", "atari": "at
 class Source:
     """Where environments come from.
 
-    make_group(seed, group number, B) gives a host group; jax_env is the environment itself where it is written
-    in JAX. journal: how a group is saved ("journal", "fresh", "none": see `journal`; "vector": one journal for
-    all rows; "state": the whole state). reference: JSON-able keyword arguments of `resolve` that make the
-    same source again (the journal mode found included), or None where something given is not importable.
+    make_group(seed, group number, B) gives a host group; jax_env is the environment itself where it is
+    written in JAX. journal: how a group is saved ("journal", "fresh", "none": see `journal`; "vector": one
+    journal for all rows; "state": the whole state). reference: JSON-able keyword arguments of `resolve` that
+    make the same source again (with the journal mode found), or None where something given is not importable.
     """
 
     spec: EnvSpec
@@ -74,7 +72,7 @@ def resolve(
         "time_limit": time_limit,
         "vector": vector,
     }
-    made = _jax_env(env, kwargs)
+    made = _jax_env(env, kwargs, time_limit)
     if made is not None:
         if wrappers or vector:
             what = "wrappers" if wrappers else "vector=True"
@@ -93,11 +91,10 @@ def resolve(
 def _gymnasium_target(env: Any) -> Any:
     """A registered Gymnasium specification or a callable that makes an environment."""
     import gymnasium
+    from gymnasium.envs.registration import EnvSpec as RegisteredSpec
 
-    import shoal.envs.gymnasium  # registers Shoal's own
-
-    del shoal
-    if isinstance(env, gymnasium.envs.registration.EnvSpec):
+    importlib.import_module("shoal.envs.gymnasium")  # registers Shoal's own
+    if isinstance(env, RegisteredSpec):
         return env
     if isinstance(env, str):
         return _registered(env)
@@ -147,28 +144,15 @@ def _nearest(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), by_letters, n=1, cutoff=0.6)
     if near:
         return f"did you mean {by_letters[near[0]]!r}?"
-    return "an id of Gymnasium's registry (gymnasium.pprint_registry() lists them), module:Name, jax:Name or gymnax:Name"
+    return "known are Gymnasium's ids (gymnasium.pprint_registry()), module:Name, jax:Name and gymnax:Name"
 
 
 def _wrapper(wrapper: Any) -> Callable[[Any], Any]:
     if isinstance(wrapper, str):
-        wrapper = _import(wrapper, "wrapper")
+        wrapper = import_name(wrapper, "wrapper")
     if not callable(wrapper):
         raise ShoalError(f"a wrapper must be a callable env -> env or 'module:name', not {wrapper!r}")
     return wrapper
-
-
-def _import(name: str, what: str) -> Any:
-    module, colon, path = name.partition(":")
-    if not colon:
-        raise ShoalError(f"the {what} {name!r} should be written as 'module:name'")
-    try:
-        found = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ShoalError(f"cannot import the {what} {name!r}: {error}") from error
-    return found
 
 
 def _name(target: Any) -> str:
@@ -207,84 +191,64 @@ def _host_source(
 
     from shoal.envs.gymnasium import Maker
     from shoal.envs.journal import MODES, probe
-    from shoal.envs.rows import MASK, layout_of
+    from shoal.envs.rows import entries
 
     if journal not in ("auto", *MODES):
         raise ShoalError(f"unknown journal mode {journal!r}; known are auto, {', '.join(MODES)}")
     maker = Maker(env=target, env_kwargs=kwargs, wrappers=layers, time_limit=time_limit)
-    env, limit = _open(maker, target, kwargs)
-    if isinstance(getattr(env, "spec", None), EnvSpec):  # a function that makes a JaxEnv
-        env = _open(lambda: target(**kwargs), target, kwargs)
-        return _jax_source(env, time_limit, given)
-    if not isinstance(env, gymnasium.Env):
+    bare = _open(maker.bare, target, kwargs)
+    if is_jax_env(bare):
+        return _jax_source(bare, time_limit, given)
+    if not isinstance(bare, gymnasium.Env):
         raise ShoalError(
-            f"{_name(target)} makes a {type(env).__name__}, which is not a gymnasium.Env or a JaxEnv"
+            f"{_name(target)} makes a {type(bare).__name__}: neither a gymnasium.Env nor a JaxEnv"
         )
-    try:
-        observation, info = env.reset(seed=0)
-        layout = layout_of(env.observation_space, env.action_space, MASK in info)
-        _fits(env.observation_space, observation, _name(target))
-        spec = EnvSpec(
-            id=_name(target),
-            observation=layout.policy,
-            action=_action_space(env),
-            critic=layout.critic,
-            masked=bool(layout.mask_in),
-            max_episode_steps=limit,
-        )
-    finally:
-        env.close()
+    env, limit = maker.wrap(bare)
+    heavy = entries(env.observation_space) > 10_000
+    world = _gridworld(target, kwargs, layers, time_limit)
+    spec = _host_spec(env, _name(target), world.spec.max_episode_steps if world else limit)
     if journal == "auto":
-        journal = probe(lambda: maker()[0], heavy=_entries(env.observation_space) > 10_000)
+        journal = probe(lambda: maker()[0], heavy=heavy)
         if journal == "none":
             warnings.warn(
-                f"{spec.id} does not repeat itself when reset with the same seed: runs with it can be neither "
-                "repeated nor resumed exactly (it should draw from self.np_random only)",
+                f"{spec.id} does not repeat itself when reset with the same seed (does it draw from anything "
+                "but self.np_random?): runs with it can be neither repeated nor resumed exactly",
                 RuntimeWarning,
                 stacklevel=3,
             )
     return Source(
         spec=spec,
         make_group=partial(_host_group, maker, spec, journal),
-        jax_env=_gridworld(target, kwargs, layers, time_limit),
-        reference=_reference({**given, "journal": journal}),
+        jax_env=world,
+        reference=reference_of({**given, "journal": journal}),
         journal=journal,
     )
+
+
+def _host_spec(env: Any, name: str, limit: int | None) -> EnvSpec:
+    """What one reset of `env` and its spaces say. Closes it."""
+    from shoal.envs.rows import MASK, check_shape, convert_space, layout_of
+
+    try:
+        observation, info = env.reset(seed=0)
+        check_shape(env.observation_space, observation, name)
+        layout = layout_of(env.observation_space, env.action_space, MASK in info)
+        return EnvSpec(
+            id=name,
+            observation=layout.policy,
+            action=convert_space(env.action_space),
+            critic=layout.critic,
+            masked=bool(layout.mask_in),
+            max_episode_steps=limit,
+        )
+    finally:
+        env.close()
 
 
 def _host_group(maker: Any, spec: EnvSpec, mode: str, seed: int, group: int, size: int) -> Group:
     from shoal.envs.gymnasium import GymnasiumGroup
 
     return GymnasiumGroup(maker, spec, seed, group, size, mode)
-
-
-def _action_space(env: Any) -> Any:
-    from shoal.envs.rows import convert_space
-
-    return convert_space(env.action_space)
-
-
-def _fits(space: Any, observation: Any, name: str) -> None:
-    """Raise where the first observation has another shape than the space: NumPy would stretch it silently."""
-    import numpy as np
-
-    if hasattr(space, "spaces"):
-        parts = space.spaces.items() if hasattr(space.spaces, "items") else enumerate(space.spaces)
-        for key, part in parts:
-            _fits(part, observation[key], name)
-    elif np.shape(observation) != tuple(space.shape):
-        raise ShoalError(
-            f"{name} shows observations of shape {np.shape(observation)}, but its space says {space.shape}"
-        )
-
-
-def _entries(space: Any) -> int:
-    import numpy as np
-
-    if hasattr(space, "spaces"):
-        parts = space.spaces.values() if hasattr(space.spaces, "values") else space.spaces
-        return sum(_entries(part) for part in parts)
-    return int(np.prod(space.shape))
 
 
 def _gridworld(
@@ -314,7 +278,7 @@ def _vector_source(
         spec=spec,
         make_group=partial(VectorGroup, maker, spec),
         jax_env=None,
-        reference=_reference(given),
+        reference=reference_of(given),
         journal="vector",
     )
 
@@ -322,42 +286,32 @@ def _vector_source(
 # JAX
 
 
-def _jax_env(env: Any, kwargs: dict[str, Any]) -> JaxEnv | None:
-    """The JaxEnv that `env` is or names, or None."""
-    if isinstance(getattr(env, "spec", None), EnvSpec):
+def is_jax_env(env: Any) -> bool:
+    """Whether this is a `types.JaxEnv` (a Gymnasium environment's `spec` is of another type)."""
+    return isinstance(getattr(env, "spec", None), EnvSpec)
+
+
+def _jax_env(env: Any, kwargs: dict[str, Any], time_limit: int | None) -> JaxEnv | None:
+    """The JaxEnv that `env` is or names by a prefix, or None."""
+    if is_jax_env(env):
         if kwargs:
             raise ShoalError(
-                "env_kwargs are for an environment given by name, class or function; this one is made already"
+                "env_kwargs are for an environment given by name, class or function, not for one made already"
             )
         return env
-    if isinstance(env, str) and env.startswith("jax:"):
-        name = env.removeprefix("jax:")
-        if name not in JAX_ENVS:
-            near = difflib.get_close_matches(name, JAX_ENVS, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean 'jax:{near[0]}'?"
-                if near
-                else f"known are {', '.join(f'jax:{n}' for n in JAX_ENVS)}"
-            )
-            raise ShoalError(f"unknown environment {env!r}; {hint}")
-        env = _import(JAX_ENVS[name], "environment")
-    elif isinstance(env, str) and env.startswith("gymnax:"):
+    if not isinstance(env, str):
+        return None
+    prefix, _, name = env.partition(":")
+    if prefix == "gymnax":
         from shoal.envs.gymnax import make
 
-        return make(env.removeprefix("gymnax:"), kwargs)
-    if (
-        inspect.isclass(env)
-        and isinstance(inspect.getattr_static(env, "spec", None), property)
-        and hasattr(env, "step")
-    ):
-        import gymnasium
-
-        if not issubclass(env, gymnasium.Env):
-            try:
-                return env(**kwargs)
-            except TypeError as error:
-                raise ShoalError(f"{env.__name__} does not take these env_kwargs: {error}") from error
-    return None
+        return make(name, kwargs, time_limit)
+    if prefix != "jax":
+        return None
+    if name not in JAX_ENVS:
+        raise ShoalError(f"unknown environment {env!r}; {did_you_mean(env, [f'jax:{n}' for n in JAX_ENVS])}")
+    cls = import_name(JAX_ENVS[name], "environment")
+    return _open(lambda: cls(**kwargs), cls, kwargs)
 
 
 def _jax_source(env: JaxEnv, time_limit: int | None, given: dict[str, Any]) -> Source:
@@ -365,13 +319,13 @@ def _jax_source(env: JaxEnv, time_limit: int | None, given: dict[str, Any]) -> S
         # A dataclass given as a value can be named by its class and its fields.
         fields = {f.name: getattr(env, f.name) for f in dataclasses.fields(env) if f.init}
         given = {**given, "env": type(env), "env_kwargs": fields}
-    if time_limit is not None:
+    if time_limit is not None and env.spec.max_episode_steps != time_limit:
         env = _limited(env, time_limit)
     return Source(
         spec=env.spec,
         make_group=partial(_jax_group, env),
         jax_env=env,
-        reference=_reference(given),
+        reference=reference_of(given),
         journal="state",
     )
 
@@ -388,41 +342,3 @@ def _jax_group(env: JaxEnv, seed: int, group: int, size: int) -> Group:
     from shoal.envs.jax import JaxGroup
 
     return JaxGroup(env, seed, group, size)
-
-
-# References
-
-
-def _reference(given: dict[str, Any]) -> dict[str, Any] | None:
-    """The arguments of `resolve` as JSON-able data, or None where something in them has no importable name."""
-    reference = {
-        **given,
-        "env": _importable(given["env"]),
-        "wrappers": [_importable(w) for w in given["wrappers"]],
-    }
-    if reference["env"] is None or None in reference["wrappers"]:
-        return None
-    try:
-        return json.loads(json.dumps(reference))
-    except (TypeError, ValueError):
-        return None
-
-
-def _importable(thing: Any) -> str | None:
-    """A string that `resolve` takes for the same thing: itself, a registered id, or "module:name"."""
-    if isinstance(thing, str):
-        return thing
-    if hasattr(thing, "entry_point"):
-        import gymnasium
-
-        return thing.id if gymnasium.registry.get(thing.id) == thing else None
-    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "<")
-    if module in (None, "__main__") or "<" in name:
-        return None
-    try:
-        found = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        return None
-    return f"{module}:{name}" if found is thing else None
