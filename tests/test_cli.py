@@ -15,7 +15,7 @@ from typing import Literal
 
 import pytest
 
-from shoal import cli, listing, options
+from shoal import cli, cli_list, cli_options, cli_train
 from shoal.errors import ShoalError
 
 TINY = ("--rollout-length", "16", "--epochs", "1", "--minibatches", "1", "--hidden", "8", "--envs", "2")
@@ -41,12 +41,12 @@ class Settings:
     limit: int | None = None
 
 
-PARTS = {"stop": options.Stopping, "run": options.Run, "x": Settings}
+PARTS = {"stop": cli_options.Stopping, "run": cli_options.Run, "x": Settings}
 
 
 class TestParsing:
     def parse(self, *argv: str) -> dict[str, object]:
-        return options.parse(PARTS, argv, "shoal train x", "Train x.")
+        return cli_options.parse(PARTS, argv, "shoal train x", "Train x.")
 
     def test_everything_lands_where_it_belongs(self) -> None:
         parsed = self.parse(
@@ -64,15 +64,15 @@ class TestParsing:
             ),
             *("--shared", "--limit", "None", "--env_kwargs", "a=1", "b=x=y", "--wrapper", "m:A", "m:B"),
         )
-        assert parsed["stop"] == options.Stopping(steps=500_000, target_return=475.0)
+        assert parsed["stop"] == cli_options.Stopping(steps=500_000, target_return=475.0)
         assert parsed["x"] == Settings(rate=3e-4, sizes=(8, 9), shared=True)
         run = parsed["run"]
-        assert isinstance(run, options.Run)
+        assert isinstance(run, cli_options.Run)
         assert (run.env, run.env_kwargs, run.wrapper) == ("CartPole-v1", ("a=1", "b=x=y"), ("m:A", "m:B"))
 
     def test_defaults_are_the_dataclasses_own(self) -> None:
         parsed = self.parse("E")
-        assert parsed == {"stop": options.Stopping(), "run": options.Run(env="E"), "x": Settings()}
+        assert parsed == {"stop": cli_options.Stopping(), "run": cli_options.Run(env="E"), "x": Settings()}
 
     @pytest.mark.parametrize(
         ("argv", "plot"),
@@ -86,7 +86,7 @@ class TestParsing:
     )
     def test_plot_may_stand_bare(self, argv: list[str], plot: str | None) -> None:
         run = self.parse(*argv)["run"]
-        assert isinstance(run, options.Run)
+        assert isinstance(run, cli_options.Run)
         assert run.plot == plot
 
     @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ class TestParsing:
         from shoal.algorithms import load
 
         with pytest.raises(ShoalError, match="--network is a function: it can be given in Python only"):
-            options.parse({"ppo": load("ppo")}, ["--network", "x"], "shoal train ppo", "")
+            cli_options.parse({"ppo": load("ppo")}, ["--network", "x"], "shoal train ppo", "")
 
     def test_help_shows_every_flag_and_its_docstring(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
@@ -138,16 +138,16 @@ class TestParsing:
 
     def test_key_values(self) -> None:
         pairs = ["a=1", "b=true", "c=x", "d=[1, 2]", "e=(1, 'y')", "f=x=y", "g=None", "h=-0.5"]
-        assert options.key_values(pairs) == {
+        assert cli_options.key_values(pairs) == {
             **{"a": 1, "b": True, "c": "x", "d": [1, 2]},
             **{"e": (1, "y"), "f": "x=y", "g": None, "h": -0.5},
         }
         for wrong in ("a", "=1", "a b=1"):
             with pytest.raises(ShoalError, match="key=value"):
-                options.key_values([wrong])
+                cli_options.key_values([wrong])
 
     def test_documented(self) -> None:
-        assert options.documented(Settings)[:3] == [
+        assert cli_options.documented(Settings)[:3] == [
             ("rate", "float", "0.5", "How fast."),
             ("sizes", "tuple[int, ...]", "(1, 2)", "How wide."),
             ("kind", "Literal['tanh', 'relu']", "'tanh'", ""),
@@ -157,7 +157,7 @@ class TestParsing:
         from shoal import algorithms
 
         for name in algorithms.REGISTRY:
-            for setting, _, _, text in options.documented(algorithms.load(name)):
+            for setting, _, _, text in cli_options.documented(algorithms.load(name)):
                 assert len(text) > 20, f"{name}.{setting}"
 
 
@@ -229,7 +229,7 @@ class TestTheProgram:
     def test_new_run_dirs_never_collide(self, tmp_path: Path) -> None:
         names = []
         for _ in range(3):
-            folder = cli.new_run_dir(tmp_path, "ALE/Pong v5", "ppo", 0)
+            folder = cli_train.new_run_dir(tmp_path, "ALE/Pong v5-ppo-0")
             folder.mkdir()
             names.append(folder.name)
         assert names == ["ALE-Pong-v5-ppo-0", "ALE-Pong-v5-ppo-0-2", "ALE-Pong-v5-ppo-0-3"]
@@ -255,7 +255,7 @@ class TestRuns:
         assert config["algorithm"]["settings"]["rollout_length"] == 16
         summary = json.loads((trained / "summary.json").read_text())
         assert summary["env_steps"] >= 20 * ITERATION
-        assert listing.described(trained) == {
+        assert cli_list.described(trained) == {
             "run": str(trained),
             "algorithm": "ppo",
             "env": "CartPole-v1",
@@ -291,7 +291,7 @@ class TestRuns:
     def test_a_default_goal_is_said(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(cli, "STEPS", ITERATION)
+        monkeypatch.setattr(cli_train, "STEPS", ITERATION)
         monkeypatch.chdir(tmp_path)
         run("train", "ppo", "jax:CartPole-v1", "--on", "compiled", "--plot", *TINY)
         shown = capsys.readouterr().out
@@ -322,7 +322,7 @@ class TestRuns:
         text = (folder / "error.txt").read_text()
         assert "in _come_off" in text
         assert "trainer.py" not in text
-        described = listing.described(folder)
+        described = cli_list.described(folder)
         assert described is not None
         assert described["state"] == "failed"
 
@@ -408,7 +408,7 @@ class TestInterrupts:
         assert (process.returncode, error) == (130, "")
         assert "stopping after this iteration" in out
         assert "shoal resume cut" in out
-        state = listing.described(tmp_path / "cut")
+        state = cli_list.described(tmp_path / "cut")
         assert state is not None
         assert state["state"] == "stopped"
         goal = str(state["steps"] + 5 * ITERATION)
@@ -429,7 +429,7 @@ class TestInterrupts:
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=30)
         assert (process.returncode, out, error) == (130, "", "")
-        described = listing.described(tmp_path / "r")
+        described = cli_list.described(tmp_path / "r")
         assert described is not None
         assert described["state"] == "stopped"
 

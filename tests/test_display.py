@@ -115,10 +115,16 @@ class TestPanel:
         assert any("#####-----" in line for line in inside)
         assert any("eeeeelllll" in line for line in inside)
 
-    def test_narrow_terminals_get_no_wrapped_lines(self) -> None:
-        history = [row(100 * i, 1.0 * i, 10.0 * i, env=1.0) for i in range(1, 6)]
-        shown = text_of(display.panel(history, Goal(steps=10**9), "t", note="n"), width=60)
-        assert len(shown.splitlines()) == 8  # five rows, the note, two borders
+    @pytest.mark.parametrize("columns", [60, 80, 120])
+    def test_fits_the_terminal_without_wrapped_lines(self, columns: int) -> None:
+        history = [row(100_000 * i, 9.0 * i, 10.0 * i, env=6.0, act=1.0, learn=1.0) for i in range(1, 6)]
+        goal = Goal(steps=10**7, target_return=475)
+        made = display.panel(history, goal, "t", note="n", width=display.bar_width(columns))
+        lines = text_of(made, width=columns).splitlines()
+        assert len(lines) == 8  # five rows, the note, two borders
+        assert lines[1].startswith("│ return")
+        if columns >= 80:
+            assert "…" not in "".join(lines)
 
 
 class Clock:

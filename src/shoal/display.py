@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -165,6 +165,11 @@ def line(history: Sequence[Row], goal: Goal) -> str:
     return "  ".join(parts if left is None else [*parts, f"left {duration(left)}"])
 
 
+def bar_width(columns: int) -> int:
+    """How wide the bars may be, so that the text beside them fits into a terminal of so many columns."""
+    return min(32, max(8, columns - 61))
+
+
 def panel(
     history: Sequence[Row],
     goal: Goal,
@@ -179,17 +184,16 @@ def panel(
     title: what runs. note: a last line, where there is something to say. width: of the bars, in characters.
     """
     grid = Table.grid(padding=(0, 1))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(no_wrap=True, width=width)
+    grid.add_column(style="bold", no_wrap=True, min_width=6)
+    grid.add_column(no_wrap=True, min_width=width, width=width)
     grid.add_column(no_wrap=True, overflow="ellipsis")
     if not history:
         grid.add_row("start", "", Text("building the environments and compiling ...", "dim"))
     else:
         for row in _rows(history, goal, width, ascii_only):
             grid.add_row(*row)
-    if note:
-        grid.add_row("", "", Text(note, "bold yellow"))
-    return Panel(grid, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False)
+    body = Group(grid, Text(note, "bold yellow")) if note else grid
+    return Panel(body, title=Text(title, "bold"), title_align="left", border_style="blue", expand=False)
 
 
 def _rows(history: Sequence[Row], goal: Goal, width: int, ascii_only: bool) -> list[tuple[str, Text, Text]]:
@@ -334,5 +338,6 @@ class Display:
             self._goal,
             self._title,
             note=self._note,
+            width=bar_width(self._console.width),
             ascii_only=self._console.options.ascii_only,
         )

@@ -54,6 +54,8 @@ class Run:
     """Environments stepped together; None is 8 for local, 64 for compiled."""
     groups: int = 1
     """Groups that the environments are divided into. Part of the experiment: another number, another run."""
+    seeds: tuple[int, ...] = ()
+    """Train one run for each of these seeds, all in one program (compiled only), in place of --seed."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments for the environment, as key=value ..."""
     wrapper: tuple[str, ...] = ()

@@ -1,0 +1,217 @@
+"""`shoal train` and `shoal resume`: from arguments to a Trainer, until its goal or an interrupt."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shoal import algorithms, storage
+from shoal.cli_list import read_json
+from shoal.cli_options import Resume, Run, Stopping, key_values, parse
+from shoal.display import Display, Goal, Row, duration, number, quantity
+from shoal.errors import ShoalError
+from shoal.signals import INTERRUPTED, Signals
+
+STEPS = 500_000  # where neither --steps nor --target-return nor --seconds says when to stop
+GOAL = "goal.json"  # in the run directory: what the run was asked to reach, for `resume`
+
+InRun = Callable[[Path], None]  # told the run directory as soon as what breaks belongs to it
+
+
+def train(arguments: Sequence[str], in_run: InRun) -> int:
+    """shoal train ALGORITHM ENV ..., and its exit code."""
+    usage = f"shoal train ALGORITHM ENV ..., where ALGORITHM is one of {', '.join(algorithms.REGISTRY)}"
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: {usage}\nshoal train ALGORITHM --help lists everything that can be set.")
+        return 0
+    if not arguments or arguments[0].startswith("-"):
+        raise ShoalError(f"the algorithm comes first: {usage}")
+    name = arguments[0]
+    parts = {"stop": Stopping, "run": Run, name: algorithms.load(name)}
+    parsed = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.")
+    algorithm, stop, run = parsed[name], parsed["stop"], parsed["run"]
+    seeds = "-".join(map(str, run.seeds or (run.seed,)))
+    run_dir = Path(run.run_dir) if run.run_dir else new_run_dir(Path("runs"), f"{run.env}-{name}-{seeds}")
+    if not run_dir.exists():  # else it is another run's, until this one is accepted in it
+        in_run(run_dir)
+    title = f"{name} on {run.env}, seed {seeds}"
+    if run.seeds:
+        return _train_seeds(algorithm, run, stop, run_dir, title)
+    from shoal.trainer import Trainer
+
+    with Trainer(algorithm, seed=run.seed, run_dir=run_dir, **_settings(run)) as trainer:
+        in_run(run_dir)
+        return _fit(trainer, goal_of(stop), run_dir, title, run.plot)
+
+
+def resume(arguments: Sequence[str], in_run: InRun) -> int:
+    """shoal resume RUN ..., and its exit code."""
+    parts = {"stop": Stopping, "resume": Resume}
+    parsed = parse(parts, arguments, "shoal resume", "Continue a run from its latest checkpoint.")
+    stop, options = parsed["stop"], parsed["resume"]
+    run_dir = Path(options.run)
+    from shoal.trainer import Trainer
+
+    with Trainer.resume(run_dir, trust_imports=options.trust_imports) as trainer:
+        in_run(run_dir)
+        (run_dir / "error.txt").unlink(missing_ok=True)
+        before = read_json(run_dir / GOAL) if stop == Stopping() else None
+        goal = Goal(**before) if before else goal_of(stop)
+        config = trainer.config
+        title = f"{config['algorithm']['name']} on {config['spec']['id']}, seed {config['seed']}"
+        return _fit(trainer, goal, run_dir, title, options.plot)
+
+
+def new_run_dir(parent: Path, name: str) -> Path:
+    """PARENT/name in letters that suit a folder, with -2, -3, ... behind it where that is taken."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+
+    def candidates() -> Iterator[Path]:
+        yield parent / name
+        number = 2
+        while True:
+            yield parent / f"{name}-{number}"
+            number += 1
+
+    return next(path for path in candidates() if not path.exists())
+
+
+def goal_of(stop: Stopping) -> Goal:
+    """The goal that was asked for; where there was none, one that is announced."""
+    if stop == Stopping():
+        print(f"training for {STEPS:,} steps (--steps, --target-return or --seconds say otherwise)")
+        return Goal(steps=STEPS)
+    return Goal(**vars(stop))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The Trainer's arguments that a run's options give, but for its seed and its directory."""
+    from shoal import Compiled, Local
+
+    translated = ("seed", "seeds", "run_dir", "on", "envs", "groups", "env_kwargs", "wrapper", "sink", "plot")
+    executor = {"local": Local, "compiled": Compiled}[run.on]
+    return {
+        **{name: value for name, value in vars(run).items() if name not in translated},
+        "on": executor(groups=run.groups, **({} if run.envs is None else {"envs": run.envs})),
+        "env_kwargs": key_values(run.env_kwargs) or None,
+        "wrappers": run.wrapper,
+        "sinks": run.sink,
+    }
+
+
+class _Interrupted(Exception):
+    """Raised between two iterations, where everything can be saved."""
+
+
+def _watched(goal: Goal, title: str, work: Callable[[Callable[[Row], None]], None]) -> bool:
+    """Do the work, which calls back with each result, and show how it goes. False if it was interrupted."""
+    note = "stopping after this iteration; once more stops at once, without saving"
+    with Display(goal, title) as display, Signals(lambda: display.note(note)) as signals:
+
+        def on_result(row: Row) -> None:
+            display.update(row)
+            if signals.requested:
+                raise _Interrupted
+
+        try:
+            work(on_result)
+        except _Interrupted:
+            return False
+    return True
+
+
+def _fit(trainer: Any, goal: Goal, run_dir: Path, title: str, plot_to: str | None) -> int:
+    """Train until done or interrupted; then say what came of it and where it lies."""
+    storage.write_json(run_dir / GOAL, vars(goal))
+    print(f"run: {run_dir}", flush=True)
+    limits = {"seconds": goal.seconds, "target_return": goal.target_return}
+    if not _watched(goal, title, lambda show: trainer.fit(goal.steps, **limits, on_result=show)):
+        trainer.save()
+        print(f"interrupted and saved; to go on: shoal resume {run_dir}")
+        return INTERRUPTED
+    verdict = ""
+    if goal.target_return is not None:
+        reached = "reached" if trainer.reached(goal.target_return) else "not reached"
+        verdict = f", target {goal.target_return:g} {reached}"
+    print(f"done: {outcome(trainer.summary())}{verdict}\nrun: {run_dir}")
+    _plot(run_dir, plot_to)
+    return 0
+
+
+def _train_seeds(algorithm: Any, run: Run, stop: Stopping, run_dir: Path, title: str) -> int:
+    """One run per seed, all in one program, each in a directory of its own under `run_dir`."""
+    if run.on != "compiled":
+        raise ShoalError("--seeds trains several runs in one program: give --on compiled too, or use --seed")
+    if stop.target_return is not None or stop.seconds is not None:
+        raise ShoalError("several seeds at once train for the same --steps: leave out the other goals")
+    from shoal.seeds import train_seeds
+
+    goal = goal_of(stop)
+    settings = _settings(run)
+    if run.checkpoint_seconds == Run.checkpoint_seconds:  # a default is not a wish
+        del settings["checkpoint_seconds"]
+    latest: dict[int, Mapping[str, Any]] = {}
+    print(f"run: {run_dir}", flush=True)
+
+    def work(show: Callable[[Row], None]) -> None:
+        def on_results(results: Sequence[Mapping[str, Any]]) -> None:
+            latest.update(zip(run.seeds, results, strict=True))
+            show(together(results))
+
+        trainers = train_seeds(
+            algorithm,
+            settings.pop("env"),
+            run.seeds,
+            steps=goal.steps or STEPS,
+            run_dir=run_dir,
+            on_results=on_results,
+            **settings,
+        )
+        for trainer in trainers:
+            trainer.close()
+
+    whole = _watched(goal, title, work)
+    for seed, row in latest.items():
+        storage.write_json(run_dir / f"seed_{seed}" / GOAL, vars(goal))
+        print(f"seed {seed}: {outcome({**row, 'seconds': row['timing/seconds']})}")
+    print(
+        f"run: {run_dir}"
+        if whole
+        else f"interrupted and saved in {run_dir}; shoal resume takes one seed's run"
+    )
+    if whole:
+        _plot(run_dir, run.plot)
+    return 0 if whole else INTERRUPTED
+
+
+def together(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several seeds' results of one iteration as one row for the display: means over the seeds."""
+
+    def mean(name: str) -> float:
+        known = [v for v in (number(r, name) for r in results) if math.isfinite(v)]
+        return sum(known) / len(known) if known else math.nan
+
+    return {
+        **results[0],
+        "env_steps": min(r["env_steps"] for r in results),
+        "episodes": sum(r["episodes"] for r in results),
+        "episode_return_mean": mean("episode_return_mean"),
+        "episode_length_mean": mean("episode_length_mean"),
+    }
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """What came of a run, in a few words. row: as in summary.json."""
+    mean = quantity(number(row, "episode_return_mean"))
+    return f"return {mean} after {row['env_steps']:,} steps in {duration(row['seconds'])}"
+
+
+def _plot(run_dir: Path, output: str | None) -> None:
+    """The learning curve, where one was asked for; "" is its usual place."""
+    if output is not None:
+        from shoal.plot import plot
+
+        print(f"learning curve: {plot([run_dir], output or run_dir / 'curve.png')}")
