@@ -77,13 +77,16 @@ def distribution_for(space: Space) -> ActionDistribution:
             )
 
 
-def _allowed(logits: jax.Array, mask: Array | None, valid: np.ndarray | None = None) -> jax.Array | None:
-    """bool, shape of logits: what may be chosen; at least one in every row. None: everything."""
-    if mask is None:
-        return None if valid is None else jnp.broadcast_to(valid, logits.shape)
-    allowed = jnp.asarray(mask).astype(jnp.bool_)
-    allowed = allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
-    return allowed if valid is None else allowed & valid
+def _as_bool(mask: Array, logits: jax.Array) -> jax.Array:
+    mask = jnp.asarray(mask)
+    if mask.shape != logits.shape:
+        raise ShoalError(f"an action mask of shape {mask.shape} does not fit logits of shape {logits.shape}")
+    return mask.astype(jnp.bool_)
+
+
+def _some(allowed: jax.Array) -> jax.Array:
+    """Everything, in rows where nothing is allowed."""
+    return allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
 
 
 def _mask_out(logits: jax.Array, allowed: jax.Array | None) -> jax.Array:
@@ -112,13 +115,15 @@ def _argmax(scores: jax.Array) -> jax.Array:
 def _discrete(space: Discrete) -> ActionDistribution:
     """A categorical distribution (Gumbel-max sampling: argmax of logits plus Gumbel noise)."""
 
-    def masked(logits: Array, mask: Mask) -> jax.Array:
+    def prepared(logits: Array, mask: Mask) -> tuple[jax.Array, jax.Array | None]:
         logits = jnp.asarray(logits)
-        return _mask_out(logits, _allowed(logits, mask))
+        return logits, None if mask is None else _some(_as_bool(mask, logits))
+
+    def masked(logits: Array, mask: Mask) -> jax.Array:
+        return _mask_out(*prepared(logits, mask))
 
     def log_p(logits: Array, mask: Mask) -> jax.Array:
-        logits = jnp.asarray(logits)
-        return _log_probabilities(logits, _allowed(logits, mask))
+        return _log_probabilities(*prepared(logits, mask))
 
     return ActionDistribution(
         outputs=space.n,
@@ -139,11 +144,10 @@ def _choices(nvec: Sequence[int], to_env: Callable[[Any], Action]) -> ActionDist
     count, widest = len(nvec), max(nvec)
     ends = np.cumsum(nvec)
     valid = np.arange(widest) < np.asarray(nvec)[:, None]
-    unused = None if valid.all() else valid
+    uneven = None if valid.all() else valid
 
-    def table(x: Array) -> jax.Array:
-        x = jnp.asarray(x)
-        if unused is None:
+    def table(x: jax.Array) -> jax.Array:
+        if uneven is None:
             return x.reshape(*x.shape[:-1], count, widest)
         pad = [(0, 0)] * (x.ndim - 1)
         parts = [
@@ -152,8 +156,12 @@ def _choices(nvec: Sequence[int], to_env: Callable[[Any], Action]) -> ActionDist
         return jnp.stack(parts, axis=-2)
 
     def prepared(logits: Array, mask: Mask) -> tuple[jax.Array, jax.Array | None]:
+        logits = jnp.asarray(logits)
         rows = table(logits)
-        return rows, _allowed(rows, None if mask is None else table(mask), unused)
+        if mask is None:
+            return rows, None if uneven is None else jnp.broadcast_to(uneven, rows.shape)
+        allowed = _some(table(_as_bool(mask, logits)))
+        return rows, allowed if uneven is None else allowed & uneven
 
     def sample(key: Key, logits: Array, mask: Mask) -> jax.Array:
         scores = _mask_out(*prepared(logits, mask))
@@ -209,7 +217,7 @@ def _gaussian(space: Box) -> ActionDistribution:
         # Weighing both bounds, instead of low + share * (high - low), can't overflow.
         scaled = floor * (1.0 - share) + ceiling * share
         action = jnp.clip(jnp.where(two_sided, scaled, raw), low, high)
-        return action.astype(space.dtype).reshape(*raw.shape[:-1], *space.shape)
+        return action.reshape(*raw.shape[:-1], *space.shape)
 
     return ActionDistribution(
         outputs=size,
@@ -223,15 +231,14 @@ def _gaussian(space: Box) -> ActionDistribution:
 
 
 def _inside(space: Box) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds as float32, moved inwards where rounding from float64 would have left the space."""
+    """The bounds as float32; those of a float64 space moved inwards where rounding would leave the space."""
     low, high = space.bounds()
-
-    def exact(bound: float | tuple[float, ...]) -> np.ndarray:
-        array = np.asarray(bound, np.float64)
-        return array if array.ndim == 0 else array.reshape(space.shape)
-
-    low = np.where(low < exact(space.low), np.nextafter(low, np.float32(np.inf)), low)
-    high = np.where(high > exact(space.high), np.nextafter(high, np.float32(-np.inf)), high)
+    if space.dtype == "float64":
+        exact_low, exact_high = np.asarray(space.low), np.asarray(space.high)
+        below = low.reshape(-1) < exact_low.reshape(-1)
+        above = high.reshape(-1) > exact_high.reshape(-1)
+        low = np.where(below.reshape(low.shape), np.nextafter(low, np.float32(np.inf)), low)
+        high = np.where(above.reshape(high.shape), np.nextafter(high, np.float32(-np.inf)), high)
     return np.minimum(low, high), high
 
 
@@ -258,13 +265,16 @@ def _joint(
         return pieces
 
     def masks(mask: Mask) -> list[Mask]:
-        return [None] * len(dists) if mask is None else [mask[name] for name in names]
+        if mask is None:
+            return [None] * len(dists)
+        return [mask.get(name) if isinstance(mask, dict) else mask[name] for name in names]
 
     def each(logits: Array, mask: Mask) -> list[tuple[ActionDistribution, jax.Array, Mask]]:
         return list(zip(dists, shares(logits), masks(mask), strict=True))
 
     def sample(key: Key, logits: Array, mask: Mask) -> Raw:
-        return nest([d.sample(fold(key, i), x, m) for i, (d, x, m) in enumerate(each(logits, mask))])
+        own = fold(key[..., None, :], np.arange(len(dists)))
+        return nest([d.sample(own[..., i, :], x, m) for i, (d, x, m) in enumerate(each(logits, mask))])
 
     def log_prob(logits: Array, mask: Mask, raw: Raw) -> jax.Array:
         parts = zip(names, each(logits, mask), strict=True)

@@ -70,6 +70,8 @@ def torso(space: Space, hidden: Sequence[int] = (64, 64), activation: str = "tan
     before the MLP. Activations: tanh, relu, silu, gelu. Raises ShoalError for another.
     """
     act = activation_named(activation)
+    if any(width < 1 for width in hidden):
+        raise ShoalError(f"hidden layers need at least one unit each, not {tuple(hidden)}")
     if isinstance(space, Box) and is_image(space):
         return convolutional(space)
     images = {path: inner for path, inner, _ in leaves(space) if isinstance(inner, Box) and is_image(inner)}
