@@ -27,7 +27,7 @@ from shoal.counters import value
 from shoal.envs import resolve
 from shoal.errors import ShoalError
 from shoal.evaluation import ENVS, Evaluation, evaluate, recorded
-from shoal.execution import Executor
+from shoal.execution import Executor, Iteration
 from shoal.execution.local import Local
 from shoal.execution.unroll import act_row
 from shoal.fingerprint import fingerprint
@@ -138,9 +138,13 @@ class Trainer:
         """One iteration: a fragment of every environment and one update."""
         begun = time.perf_counter()
         iteration = self._run.iterate()
+        return self._take(iteration, value(self._run.state.env_steps), begun)
+
+    def _take(self, iteration: Iteration, env_steps: int, begun: float) -> Result:
+        """What follows an iteration that began at `begun`: its result, its row, evaluations, checkpoints."""
         for group, (reward, first) in enumerate(iteration.fragments):
             self._episodes.add(group, reward, first)
-        before, self._env_steps = self._env_steps, value(self._run.state.env_steps)
+        before, self._env_steps = self._env_steps, env_steps
         self._iteration += 1
         row: dict[str, Any] = {
             "iteration": self._iteration,
@@ -199,10 +203,13 @@ class Trainer:
                 on_result(result)
         if self._last is None:
             raise ShoalError(f"nothing to do: the run already stands at {self._env_steps} of {steps} steps")
+        self._finish()
+        return self._last
+
+    def _finish(self) -> None:
         if self._dir is not None:
             self._checkpoint()
             self._dir.write_summary(self.summary())
-        return self._last
 
     def stop(self) -> None:
         """Let `fit` return after the iteration in hand. Safe to call from a signal handler or a thread."""

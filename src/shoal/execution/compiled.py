@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ def _beside(trajectory: Trajectory) -> Trajectory:
 
 
 class CompiledRun:
-    """A started Compiled executor."""
+    """A started Compiled executor. program(keys, loop) is one iteration as a pure function."""
 
     def __init__(self, agent: Agent, source: Source, seed: int, envs: int, groups: int) -> None:
         if source.jax_env is None:
@@ -129,22 +130,23 @@ class CompiledRun:
         size = group_size(envs, groups)
         env = vectorize(source.jax_env, size)
         # The keys are arguments, not constants: one compiled program serves every seed.
-        self._keys = Keys.of(seed, groups)
-        self._iterate = jax.jit(lambda keys, loop: iterate(agent, env, size, keys, loop))
-        self._loop: Loop = jax.jit(lambda keys: begin(agent, env, size, keys))(self._keys)
+        self.keys = Keys.of(seed, groups)
+        self.program = partial(iterate, agent, env, size)
+        self._iterate = jax.jit(self.program)
+        self.loop: Loop = jax.jit(lambda keys: begin(agent, env, size, keys))(self.keys)
 
     @property
     def state(self) -> State:
-        return self._loop.learner
+        return self.loop.learner
 
     @state.setter
     def state(self, state: State) -> None:
-        self._loop = self._loop._replace(learner=state)
+        self.loop = self.loop._replace(learner=state)
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then one update, in one call."""
         begun = perf_counter()
-        self._loop, metrics, (reward, first) = self._iterate(self._keys, self._loop)
+        self.loop, metrics, (reward, first) = self._iterate(self.keys, self.loop)
         metrics, reward, first = jax.device_get((metrics, reward, first))
         return Iteration(
             metrics=metrics,
@@ -154,11 +156,11 @@ class CompiledRun:
         )
 
     def save(self) -> dict[str, Any]:
-        return jax.device_get(self._loop._replace(learner=())._asdict())
+        return jax.device_get(self.loop._replace(learner=())._asdict())
 
     def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
-        template = self._loop._replace(learner=())._asdict()
-        self._loop = Loop(**restore(template, saved, prefix))._replace(learner=self._loop.learner)
+        template = self.loop._replace(learner=())._asdict()
+        self.loop = Loop(**restore(template, saved, prefix))._replace(learner=self.loop.learner)
 
     def close(self) -> None:
         pass

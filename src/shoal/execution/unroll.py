@@ -112,7 +112,8 @@ def host_unroll(
     actions: list[Any] = []
     extras: list[Any] = []
     start = carry
-    explore = np.True_
+    # What stays the same for all rows is put on the device once: a NumPy argument costs a copy per call.
+    key, index, explore = jax.device_put((key, index, np.True_))
 
     def keep(step: Step, t: int) -> Observation:
         """Row t of the buffers, filled. It is what `act` reads and is never written again, for JAX may
@@ -129,7 +130,7 @@ def host_unroll(
         raw, carry, extra = act(
             params, carry, seen, first[t], reward[t], key, np.uint32(t), index, explore
         )
-        action = jax.tree.map(np.asarray, raw)
+        action = np.asarray(raw) if isinstance(raw, jax.Array) else jax.tree.map(np.asarray, raw)
         actions.append(action)
         extras.append(extra)
         before = perf_counter()

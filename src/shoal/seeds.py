@@ -1,0 +1,81 @@
+"""Many seeds at once: one compiled program, batched over seeds with `vmap`, as PureJaxRL and rejax do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from shoal.counters import value
+from shoal.errors import ShoalError
+from shoal.execution import Iteration
+from shoal.execution.compiled import Compiled, CompiledRun
+from shoal.metrics import Result
+from shoal.trainer import Trainer
+
+
+def train_seeds(
+    algorithm: Any,
+    env: Any,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    on: Compiled | None = None,
+    run_dir: str | Path | None = None,
+    on_results: Callable[[list[Result]], None] | None = None,
+    **options: Any,
+) -> list[Trainer]:
+    """Train one policy per seed, all in one program, until each has made `steps` environment steps.
+
+    Returns a Trainer per seed, which evaluates, saves and goes on alone. Each run is the experiment of
+    its seed; its bits may differ from a run of that seed alone, because a batch over seeds is another
+    batch shape. run_dir: the folder that gets a run directory `seed_N` per seed, with a checkpoint at the
+    end. on_results is called after each iteration with a result per seed. options: those of Trainer.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ShoalError(f"seeds must be different numbers, at least one; got {list(seeds)}")
+    on = on or Compiled()
+    if not isinstance(on, Compiled):
+        raise ShoalError(f"several seeds at once need on=Compiled(...), got {on!r}")
+    options = {"checkpoint_seconds": None, **options}
+    for name in ("checkpoint_every", "checkpoint_seconds", "evaluate_every"):
+        if options.get(name) is not None:
+            raise ShoalError(f"{name} is for a run alone; several seeds at once are saved at the end")
+    where = [None if run_dir is None else Path(run_dir) / f"seed_{seed}" for seed in seeds]
+    trainers = [
+        Trainer(algorithm, env, seed=seed, on=on, run_dir=place, **options)
+        for seed, place in zip(seeds, where, strict=True)
+    ]
+    runs = [trainer._run for trainer in trainers]
+    assert all(isinstance(run, CompiledRun) for run in runs)
+    together = jax.jit(jax.vmap(runs[0].program))
+    keys = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[run.keys for run in runs])
+    loop = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[run.loop for run in runs])
+    done = [0] * len(seeds)
+    try:
+        while min(done) < steps:
+            begun = time.perf_counter()
+            loop, metrics, (reward, first) = together(keys, loop)
+            metrics, reward, first, counts = jax.device_get((metrics, reward, first, loop.learner.env_steps))
+            spent = {"compiled": time.perf_counter() - begun}
+            results = []
+            for s, trainer in enumerate(trainers):
+                part = Iteration(
+                    metrics={name: values[s] for name, values in metrics.items()},
+                    fragments=list(zip(reward[s], first[s], strict=True)),
+                    info={},
+                    spent=spent,
+                )
+                done[s] = value(jax.tree.map(lambda x, s=s: x[s], counts))
+                results.append(trainer._take(part, done[s], begun))
+            if on_results is not None:
+                on_results(results)
+    finally:
+        for s, run in enumerate(runs):
+            run.loop = jax.tree.map(lambda x, s=s: x[s], loop)
+        for trainer in trainers:
+            trainer._finish()
+    return trainers

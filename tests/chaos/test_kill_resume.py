@@ -1,0 +1,83 @@
+"""2N steps = N steps, kill -9 at a random moment, resume: equal parameters and equal rows, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import CASES, STEPS, make
+
+from shoal import Trainer
+from shoal.rundir import RunDir
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("timing/")} for line in lines]
+
+
+def kill_midway(name: str, run_dir: Path, rng: random.Random) -> None:
+    """Start the case in a process of its own and kill it -9 once it has got somewhere."""
+    command = [sys.executable, str(Path(__file__).with_name("child.py")), name, str(run_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as child:
+        assert child.stdout is not None
+        wanted = rng.randrange(3, 10)
+        for line in child.stdout:
+            if int(line) >= wanted:
+                time.sleep(rng.random() * 0.05)  # anywhere: acting, learning, or in the middle of a save
+                break
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resume_is_exact(name: str, tmp_path: Path) -> None:
+    with make(CASES[name], str(tmp_path / "whole")) as whole:
+        whole.fit(STEPS)
+    rng = random.Random(name)
+    kill_midway(name, tmp_path / "killed", rng)
+    assert RunDir.read(tmp_path / "killed").summary is None
+    with Trainer.resume(tmp_path / "killed") as resumed:
+        assert resumed.summary()["env_steps"] < STEPS
+        resumed.fit(STEPS)
+    assert resumed.fingerprint() == whole.fingerprint()
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
+    """Nothing was saved yet: the resume begins anew, and ends the same."""
+    case = CASES["ppo-compiled"]
+    with make(case, str(tmp_path / "whole")) as whole:
+        whole.fit(STEPS)
+    with make(case, str(tmp_path / "killed")) as killed:
+        killed.train()
+    with Trainer.resume(tmp_path / "killed") as resumed:
+        assert resumed.summary()["iteration"] == 0
+        resumed.fit(STEPS)
+    assert resumed.fingerprint() == whole.fingerprint()
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+def test_two_kills_and_a_restore_elsewhere(tmp_path: Path) -> None:
+    """Killed twice; and a checkpoint restored without its run directory goes on the same way."""
+    name = "ppo-memory-cartpole"
+    with make(CASES[name], None) as whole:
+        whole.fit(STEPS)
+    kill_midway(name, tmp_path / "run", random.Random(1))
+    with Trainer.resume(tmp_path / "run") as resumed:
+        for _ in range(3):
+            resumed.train()
+        place = resumed.save(tmp_path / "elsewhere")
+    with Trainer.restore(place) as restored:
+        restored.fit(STEPS)
+    with Trainer.resume(tmp_path / "run") as again:
+        again.fit(STEPS)
+    assert restored.fingerprint() == whole.fingerprint() == again.fingerprint()
