@@ -116,8 +116,14 @@ def from_equinox(make: Callable[[Space, jax.Array], Callable[..., Any]]) -> Netw
         def parameters(key: Key) -> Any:
             return eqx.filter(make(space, _prng(key)), eqx.is_inexact_array)
 
-        # One module is made for good, for whatever in it is not a parameter.
-        arrays, constant = eqx.partition(make(space, _prng(_KEY)), eqx.is_inexact_array)
+        def is_parameter(leaf: Any) -> bool:
+            return isinstance(leaf, jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+        shaped = eqx.filter_eval_shape(lambda key: make(space, _prng(key)), jnp.asarray(_KEY))
+        arrays, constant = eqx.partition(shaped, is_parameter)
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(constant)):
+            # Integer arrays have values that matter: make one module for good.
+            _, constant = eqx.partition(make(space, _prng(_KEY)), eqx.is_inexact_array)
         paths, structure = _paths(arrays), jax.tree.structure(arrays)
 
         def apply(params: Params, x: Any) -> jax.Array:
