@@ -235,29 +235,29 @@ def actor_critic(
     build: NetworkFn = network or (lambda space: torso(space, hidden, activation))
     if memory:
         build = recurrent(build, memory)
-    actor = build(spec.observation)
-    actor_width = value_width = _width(actor, spec.observation)
-    judge = None  # the value's own torso
+    policy_net = build(spec.observation)
+    policy_width = value_width = _width(policy_net, spec.observation)
+    value_net = None  # the value's own torso, if it has one
     if critic and not shared:
         value_space = spec.observation
         if spec.critic is not None:
             value_space = Dict.of({"policy": spec.observation, "critic": spec.critic})
-        judge = build(value_space)
-        value_width = _width(judge, value_space)
-    remembers = {"policy": _remembers(actor), "value": judge is not None and _remembers(judge)}
+        value_net = build(value_space)
+        value_width = _width(value_net, value_space)
+    remembers = {"policy": _remembers(policy_net), "value": value_net is not None and _remembers(value_net)}
 
     def init(key: Key) -> Params:
         own = fold(key, np.arange(3))
-        policy_noise, value_noise = noise(own[0], (actor_width, outputs), (value_width, 1))
+        policy_noise, value_noise = noise(own[0], (policy_width, outputs), (value_width, 1))
         policy: Params = {"head": dense_init(policy_noise, 0.01)}
         if free:
             policy["free"] = jnp.full(free, free_init, jnp.float32)
-        body = {"torso": actor.init(own[1])}
+        body = {"torso": policy_net.init(own[1])}
         params = body | {"policy": policy} if shared else {"policy": body | policy}
         if critic:
             params["value"] = {"head": dense_init(value_noise, 1.0)}
-            if judge is not None:
-                params["value"]["torso"] = judge.init(own[2])
+            if value_net is not None:
+                params["value"]["torso"] = value_net.init(own[2])
         return params
 
     def acting(params: Params) -> Params:
@@ -270,9 +270,9 @@ def actor_critic(
     def begin(size: int) -> Carry:
         carry = {}
         if remembers["policy"]:
-            carry["policy"] = actor.begin(size)
-        if judge is not None and remembers["value"]:
-            carry["value"] = judge.begin(size)
+            carry["policy"] = policy_net.begin(size)
+        if value_net is not None and remembers["value"]:
+            carry["value"] = value_net.begin(size)
         return carry or ()
 
     def memory_of(carry: Carry, role: str) -> Carry:
@@ -292,19 +292,19 @@ def actor_critic(
         return obs.policy if spec.critic is None else {"critic": obs.critic, "policy": obs.policy}
 
     def step(params: Params, carry: Carry, obs: Observation, first: Array) -> tuple[jax.Array, Carry]:
-        y, after = actor.step(torso_of(params), memory_of(carry, "policy"), obs.policy, first)
+        y, after = policy_net.step(torso_of(params), memory_of(carry, "policy"), obs.policy, first)
         new = {"policy": after} if remembers["policy"] else {}
-        if judge is not None and remembers["value"]:
-            _, new["value"] = judge.step(params["value"]["torso"], carry["value"], seen(obs), first)
+        if value_net is not None and remembers["value"]:
+            _, new["value"] = value_net.step(params["value"]["torso"], carry["value"], seen(obs), first)
         return logits(params, y), new or ()
 
     def unroll(params: Params, carry: Carry, obs: Observation, first: Array) -> tuple[jax.Array, jax.Array]:
-        y, _ = actor.unroll(torso_of(params), memory_of(carry, "policy"), obs.policy, first)
+        y, _ = policy_net.unroll(torso_of(params), memory_of(carry, "policy"), obs.policy, first)
         if not critic:
             return logits(params, y), jnp.zeros(first.shape, jnp.float32)
         v = y
-        if judge is not None:
-            v, _ = judge.unroll(params["value"]["torso"], memory_of(carry, "value"), seen(obs), first)
+        if value_net is not None:
+            v, _ = value_net.unroll(params["value"]["torso"], memory_of(carry, "value"), seen(obs), first)
         return logits(params, y), dense(params["value"]["head"], v)[..., 0]
 
     return ActorCritic(
