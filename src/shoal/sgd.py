@@ -32,14 +32,14 @@ def learner(
         batch = batches(state, experience, fold(key, 0))
         count = batch.index.shape[0]
 
-        def descend(state: State, k: tuple[Array, Array]) -> tuple[State, tuple[Metrics, Array]]:
-            index, number = k
-            rows = jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch.rows)
+        def step(state: State, minibatch: tuple[Array, Array]) -> tuple[State, tuple[Metrics, Array]]:
+            index, number = minibatch
+            rows = jax.tree.map(lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds"), batch.rows)
             gradient = grads(state, rows, fold(key, 1, number))
             return apply(state, gradient), (gradient.metrics, gradient.weight)
 
         numbers = jnp.arange(count, dtype=jnp.uint32)
-        state, (sums, weights) = jax.lax.scan(descend, state, (batch.index, numbers))
+        state, (sums, weights) = jax.lax.scan(step, state, (batch.index, numbers))
         total = jnp.maximum(weights.sum(), 1e-8)
         metrics = {name: values.sum() / total for name, values in sums.items()}
         return Update(observe(state, experience), metrics)

@@ -1,0 +1,206 @@
+"""The public face: what a Trainer gives, keeps, and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from shoal import PPO, Compiled, Local, Policy, Result, ShoalError, Trainer
+from shoal.rundir import RunDir
+
+SMALL = PPO(rollout_length=16, epochs=1, minibatches=2, hidden=(8,))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with Trainer(
+        SMALL, "CartPole-v1", on=Local(envs=4, groups=2), run_dir=folder, evaluate_every=200, evaluate_episodes=2
+    ) as trainer:
+        trainer.fit(500)
+        yield trainer
+
+
+def test_result_and_files(trained: Trainer) -> None:
+    result = trained.train()
+    assert isinstance(result, Result)
+    for name in ("iteration", "env_steps", "episodes", "episode_return_mean", "loss/policy", "policy/entropy"):
+        assert np.isfinite(result[name])
+    for name in ("timing/env", "timing/act", "timing/learn", "timing/seconds", "timing/steps_per_second"):
+        assert result[name] > 0
+    assert trained.run_dir is not None
+    rows = [json.loads(line) for line in (trained.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == list(range(1, int(result["iteration"]) + 1))
+    assert sum("evaluation/return_mean" in row for row in rows) == result["env_steps"] // 200
+    config = json.loads((trained.run_dir / "config.json").read_text())
+    assert config["algorithm"]["name"] == "ppo" and config["on"] == {"name": "local", "envs": 4, "groups": 2}
+    assert list((trained.run_dir / "tensorboard").iterdir())
+    best = RunDir.read(trained.run_dir).best
+    assert best is not None and best.score == max(r.get("evaluation/return_mean", -1) for r in rows)
+
+
+def test_evaluation_is_repeatable_and_changes_nothing(trained: Trainer) -> None:
+    before = trained.fingerprint()
+    one, two = trained.evaluate(12), trained.evaluate(12)
+    assert one == two and len(one.returns) == 12 and one.returns == tuple(map(float, one.lengths))
+    assert one.mean == pytest.approx(np.mean(one.returns)) and "12 episodes" in str(one)
+    assert trained.fingerprint() == before
+
+
+def test_actions(trained: Trainer) -> None:
+    env = gym.make("CartPole-v1")
+    obs, _ = env.reset(seed=0)
+    action = trained.compute_single_action(obs)
+    assert env.action_space.contains(action) or env.action_space.contains(int(action))
+    actions, _ = trained.compute_actions(np.stack([obs] * 5))
+    assert actions.tolist() == [action] * 5
+    sampled = {int(trained.compute_single_action(obs, explore=True)) for _ in range(60)}
+    assert sampled == {0, 1}
+    with pytest.raises(ShoalError, match=r"shape \(4,\), got \(3,\)"):
+        trained.compute_single_action(obs[:3])
+
+
+def test_policy_stands_alone(trained: Trainer, tmp_path: Path) -> None:
+    obs = np.asarray([0.1, 0.2, -0.1, 0.0], np.float32)
+    place = trained.policy().save(tmp_path / "policy")
+    assert Policy.load(place).compute_single_action(obs) == trained.compute_single_action(obs)
+    assert Policy.load(trained.save(tmp_path / "whole")).compute_single_action(obs) == trained.compute_single_action(obs)
+    names = json.loads((place / "manifest.json").read_text())["arrays"]
+    assert not any("value" in name or "opt" in name for name in names)  # no more than acting needs
+    with pytest.raises(ShoalError, match="holds a policy, not a training run"):
+        Trainer.restore(place)
+
+
+def test_several_trainers_live_in_one_process() -> None:
+    with Trainer(SMALL, "CartPole-v1", seed=1) as a, Trainer(SMALL, "Acrobot-v1", seed=1) as b:
+        a.train(), b.train()
+        with Trainer(SMALL, "CartPole-v1", seed=1) as c:
+            c.train()
+            assert a.fingerprint() == c.fingerprint() != b.fingerprint()
+
+
+def test_memory_follows_the_episode() -> None:
+    recurrent = PPO(rollout_length=8, epochs=1, minibatches=1, hidden=(8,), memory=4)
+    with Trainer(recurrent, "CartPole-v1") as trainer:
+        policy = trainer.policy()
+        obs = np.asarray([0.1, 0.2, -0.1, 0.0], np.float32)
+        batch, memory = policy.compute_actions(obs[None])
+        again, later = policy.compute_actions(obs[None], memory=memory)
+        fresh, begun = policy.compute_actions(obs[None], memory=later, first=[True])
+        leaf = lambda tree: np.asarray(next(iter(tree["policy"].values())))  # noqa: E731
+        np.testing.assert_array_equal(leaf(memory), leaf(begun))
+        assert (leaf(memory) != leaf(later)).any()
+        assert batch == fresh and again.shape == (1,)
+
+
+def test_warm_start_takes_parameters_only(trained: Trainer, tmp_path: Path) -> None:
+    place = trained.save(tmp_path / "save")
+    with Trainer(SMALL, "CartPole-v1", seed=9, warm_start=place) as trainer:
+        assert trainer.fingerprint() == trained.fingerprint()
+        assert trainer.summary()["env_steps"] == 0
+
+
+def test_fit_stops(trained: Trainer) -> None:
+    with Trainer(SMALL, "CartPole-v1") as trainer:
+        results: list[Result] = []
+
+        def on_result(result: Result) -> None:
+            results.append(result)
+            if len(results) == 3:
+                trainer.stop()
+
+        trainer.fit(10**9, on_result=on_result)
+        assert len(results) == 3
+        trainer.fit(seconds=1e-9)
+        assert trainer.fit(10**9, target_return=1.0)["episodes"] >= 100
+        with pytest.raises(ShoalError, match="needs a goal"):
+            trainer.fit()
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A user's own algorithm: PPO under another name."""
+
+    scale: float = 1.0
+
+    def bind(self, spec: Any) -> Any:
+        return SMALL.bind(spec)
+
+
+class Mine(gym.Wrapper):
+    """A user's own wrapper."""
+
+
+def test_code_must_be_given_again(tmp_path: Path) -> None:
+    make = lambda: gym.make("CartPole-v1")  # noqa: E731
+    with Trainer(Custom(), make, seed=2) as trainer:
+        trainer.train()
+        place = trainer.save(tmp_path / "mine")
+        trainer.train()
+    with pytest.raises(ShoalError, match="pass env="):
+        Trainer.restore(place, algorithm=Custom())
+    with pytest.raises(ShoalError, match=r"Custom: pass algorithm= again, or trust_imports=True"):
+        Trainer.restore(place, env=make)
+    for how in ({"algorithm": Custom()}, {"trust_imports": True}):
+        with Trainer.restore(place, env=make, **how) as again:
+            again.train()
+            assert again.fingerprint() == trainer.fingerprint()
+    with pytest.raises(ShoalError, match="the environment is not the one of this run"):
+        Trainer.restore(place, env="Acrobot-v1", algorithm=Custom())
+
+
+def test_names_are_not_imported_without_consent(tmp_path: Path) -> None:
+    with Trainer(SMALL, "CartPole-v1", wrappers=[Mine]) as trainer:
+        place = trainer.save(tmp_path / "wrapped")
+    with pytest.raises(ShoalError, match="names code to import"):
+        Trainer.restore(place)
+    with Trainer.restore(place, trust_imports=True) as again:
+        assert again.train()["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "line"),
+    [
+        (lambda: Trainer(PPO, "CartPole-v1"), "must be an instance of its dataclass"),
+        (lambda: Trainer(SMALL, "CartPol-v1"), "did you mean 'CartPole-v1'"),
+        (lambda: Trainer(SMALL, "CartPole-v1", on=Compiled()), "not written in JAX"),
+        (lambda: Trainer(SMALL, "CartPole-v1", on="local"), "on= must be one of"),
+        (lambda: Trainer(SMALL, "CartPole-v1", seed=-1), "seed must be at least 0"),
+        (lambda: Trainer(SMALL, "CartPole-v1", sinks=["tensorbord"]), "did you mean 'tensorboard'"),
+        (lambda: Local(envs=8, groups=3), "groups=3 must divide envs=8"),
+        (lambda: Trainer(SMALL, "CartPole-v1").save(), "needs a path"),
+    ],
+)
+def test_bad_input_is_one_line(call: Any, line: str) -> None:
+    with pytest.raises(ShoalError, match=line) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+class Poison(gym.Wrapper):
+    """Gives a NaN reward after ten steps."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.steps = 0
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        return obs, float("nan") if self.steps > 10 else reward, terminated, truncated, info
+
+
+def test_a_broken_environment_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    small = PPO(rollout_length=4, epochs=1, minibatches=1, hidden=(8,))
+    with Trainer(small, "CartPole-v1", wrappers=[Poison], run_dir=tmp_path / "run", checkpoint_every=4) as trainer:
+        with pytest.raises(ShoalError, match=r"CartPole-v1.*NaN|CartPole-v1.*nan"):
+            trainer.fit(1000)
+    loaded = RunDir.read(tmp_path / "run").latest_checkpoint()
+    assert loaded is not None and loaded.info["progress"]["env_steps"] > 0
