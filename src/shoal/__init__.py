@@ -23,6 +23,8 @@ _PUBLIC = {
     "GridWorld": "shoal.envs.gridworld",
     "Result": "shoal.metrics",
     "ShoalError": "shoal.errors",
+    "PPOTrainer": "shoal.bridge",
+    "pretty_print": "shoal.bridge",
 }
 
 __all__ = ["__version__", *_PUBLIC]
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from shoal.algorithms.a2c import A2C as A2C
     from shoal.algorithms.ppo import PPO as PPO
     from shoal.algorithms.reinforce import REINFORCE as REINFORCE
+    from shoal.bridge import PPOTrainer as PPOTrainer
+    from shoal.bridge import pretty_print as pretty_print
     from shoal.envs.gridworld import GridWorld as GridWorld
     from shoal.errors import ShoalError as ShoalError
     from shoal.evaluation import Evaluation as Evaluation
