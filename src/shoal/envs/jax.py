@@ -139,28 +139,26 @@ class JaxGroup:
         self._id = env.spec.id
         self._key = key_for(seed, "env", group)
         vector = vectorize(env, size)
-        self._start = jax.jit(vector.start)
-        self._step = jax.jit(vector.step)
+        # The row is part of the state: giving it back twice would copy it twice.
+        self._start = jax.jit(lambda key: vector.start(key)[0])
+        self._step = jax.jit(lambda vstate, action: vector.step(vstate, action)[0])
         self._vstate: VState | None = None
         self._row: Step | None = None
 
     def current(self) -> Step:
         """The present row; resets the environments if none has begun."""
         if self._vstate is None:
-            self._vstate, row = self._start(self._key)
-            self._row = jax.tree.map(np.asarray, row)
-        elif self._row is None:
-            self._row = jax.tree.map(np.asarray, shown(self._vstate))
-        assert self._row is not None
-        return self._row
+            self._vstate = self._start(self._key)
+        row = self._row = self._row or jax.device_get(shown(self._vstate))
+        return row
 
     def step(self, action: Any) -> Step:
         """One row on."""
         if self._vstate is None:
             self.current()
-        self._vstate, row = self._step(self._vstate, action)
-        shown_row = self._row = jax.tree.map(np.asarray, row)
-        return shown_row
+        self._vstate = self._step(self._vstate, action)
+        row = self._row = jax.device_get(shown(self._vstate))
+        return row
 
     def info(self) -> Mapping[str, float]:
         """Nothing: JAX environments report no `info`."""
@@ -173,7 +171,7 @@ class JaxGroup:
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from `save`. Raises ShoalError naming the first array that does not fit."""
-        like = jax.eval_shape(self._start, self._key)[0]
+        like = jax.eval_shape(self._start, self._key)
         wanted = dict(_paths(like))
         for path in sorted(wanted.keys() | saved.keys()):
             has = f"{saved[path].dtype}{list(saved[path].shape)}" if path in saved else "absent"

@@ -109,9 +109,9 @@ def probe(make: Callable[[], Any], *, heavy: bool = False) -> str:
     One episode of a new instance is the reference. It is replayed on an instance that has lived through other
     episodes of varying length in between, and on further new instances where that shows a difference. The
     bound is on steps, not on seconds, so that the answer is the same on a busy machine: at most 10 replays of
-    60 steps, or for `heavy` (image) observations 3 of 20.
+    60 steps, or for `heavy` (image) observations 2 of 15.
     """
-    replays, length = (3, 20) if heavy else (10, 60)
+    replays, length = (2, 15) if heavy else (10, 60)
     env = make()
     try:
         env.action_space.seed(0)

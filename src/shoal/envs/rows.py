@@ -147,11 +147,11 @@ class Rows:
         leaves = [*_leaves(policy), *_leaves(critic), *_leaves(mask)]
         self.bytes = [tuple(memory_of(leaf[i : i + 1]) for leaf in leaves) for i in range(size)]
         self.finite = _finite([leaf.reshape(-1) for leaf in leaves if leaf.dtype.kind == "f"])
-        # A single box needs no function call for each row: the group writes these views itself.
+        # A lone box needs no function call for each row: the group writes these views itself.
         plain = (
             isinstance(policy, np.ndarray)
             and policy.ndim > 1
-            and len(parts) == 1
+            and len(leaves) == 1
             and layout.policy_key is None
         )
         self.views: list[np.ndarray] | None = list(policy) if plain else None

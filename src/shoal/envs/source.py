@@ -125,12 +125,6 @@ def _registered(name: str) -> Any:
         gymnasium.register_envs(importlib.import_module("ale_py"))
     if bare in registry:
         return registry[bare]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return gymnasium.spec(bare)
-    except gymnasium.error.Error:
-        pass
     if name.startswith("ALE/") and not importlib.util.find_spec("ale_py"):
         raise ShoalError(f"{name} needs a package that is not installed: pip install 'shoal[atari]'")
     raise ShoalError(f"unknown environment {name!r}; {_nearest(bare)}")
@@ -204,11 +198,10 @@ def _host_source(
             f"{_name(target)} makes a {type(bare).__name__}: neither a gymnasium.Env nor a JaxEnv"
         )
     env, limit = maker.wrap(bare)
-    heavy = entries(env.observation_space) > 10_000
     world = _gridworld(target, kwargs, layers, time_limit)
     spec = _host_spec(env, _name(target), world.spec.max_episode_steps if world else limit)
     if journal == "auto":
-        journal = probe(lambda: maker()[0], heavy=heavy)
+        journal = probe(lambda: maker()[0], heavy=entries(env.observation_space) > 10_000)
         if journal == "none":
             warnings.warn(
                 f"{spec.id} does not repeat itself when reset with the same seed (does it draw from anything "
@@ -231,8 +224,8 @@ def _host_spec(env: Any, name: str, limit: int | None) -> EnvSpec:
 
     try:
         observation, info = env.reset(seed=0)
-        check_shape(env.observation_space, observation, name)
         layout = layout_of(env.observation_space, env.action_space, MASK in info)
+        check_shape(env.observation_space, observation, name)
         return EnvSpec(
             id=name,
             observation=layout.policy,
@@ -288,7 +281,7 @@ def _vector_source(
 
 def is_jax_env(env: Any) -> bool:
     """Whether this is a `types.JaxEnv` (a Gymnasium environment's `spec` is of another type)."""
-    return isinstance(getattr(env, "spec", None), EnvSpec)
+    return not isinstance(env, type) and isinstance(getattr(env, "spec", None), EnvSpec)
 
 
 def _jax_env(env: Any, kwargs: dict[str, Any], time_limit: int | None) -> JaxEnv | None:

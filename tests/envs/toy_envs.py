@@ -1,0 +1,160 @@
+"""Small Gymnasium environments, each with one peculiarity."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+FLOAT = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+
+class Toy(gymnasium.Env):
+    """Shows [steps, noise]; ends after `length` steps. What it is sent is kept in `sent`."""
+
+    def __init__(self, action=None, observation=None, length=3):
+        self.action_space = action or spaces.Discrete(2)
+        self.observation_space = observation or FLOAT
+        self.length, self.t, self.sent = length, 0, []
+
+    def show(self):
+        return np.array([self.t, self.np_random.random()])
+
+    def info(self):
+        return {}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.show(), self.info()
+
+    def step(self, action):
+        self.sent.append(action)
+        self.t += 1
+        return self.show(), float(self.t), self.t >= self.length, False, self.info()
+
+
+class Writes(Toy):
+    """Writes into the action that it is given."""
+
+    def __init__(self):
+        super().__init__(spaces.Box(-1, 1, (2,), np.float32))
+
+    def step(self, action):
+        out = super().step(action.copy())
+        action[:] = 9.0
+        return out
+
+
+class MaskInObservation(Toy):
+    """The mask forbids action t % 3."""
+
+    def __init__(self, single=True):
+        names = {"observation": FLOAT, "action_mask": spaces.Box(0, 1, (3,), np.int8)}
+        extra = {} if single else {"extra": spaces.Discrete(5)}
+        super().__init__(spaces.Discrete(3), spaces.Dict({**names, **extra}))
+
+    def show(self):
+        mask = np.ones(3, np.int8)
+        mask[self.t % 3] = 0
+        shown = {"observation": super().show(), "action_mask": mask}
+        return {**shown, "extra": np.int64(4)} if "extra" in self.observation_space.spaces else shown
+
+
+class MaskInInfo(Toy):
+    """A mask in `info` on even steps, none on odd ones."""
+
+    def __init__(self, action, mask):
+        super().__init__(action)
+        self.mask = mask
+
+    def info(self):
+        return {"action_mask": self.mask} if self.t % 2 == 0 else {}
+
+
+class Roles(Toy):
+    """Shows the critic what the policy does not see."""
+
+    def __init__(self):
+        super().__init__(
+            observation=spaces.Dict({"policy": FLOAT, "critic": spaces.Box(0, 9, (1,), np.float32)})
+        )
+
+    def show(self):
+        return {"policy": super().show(), "critic": np.array([self.t], np.float32)}
+
+
+class Numbers(Toy):
+    """Puts numbers and other things into `info`."""
+
+    def info(self):
+        sometimes = {"late": 1.0} if self.t == 2 else {}
+        return {
+            "step": self.t,
+            "flag": np.bool_(self.t > 1),
+            "_no": 3.0,
+            "text": "x",
+            "array": FLOAT.low,
+            **sometimes,
+        }
+
+
+class Breaks(Toy):
+    """Raises or shows nonsense in step 2 of the second episode."""
+
+    def __init__(self, how, length=3):
+        super().__init__(length=length)
+        self.how, self.episode = how, -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        if self.how == "reset" and self.episode == 1:
+            raise OSError("no simulator")
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.episode == 1 and self.t == 2:
+            if self.how == "step":
+                raise ZeroDivisionError("division by zero")
+            if self.how == "reward":
+                reward = float("nan")
+            if self.how == "huge":
+                reward = 1e300
+            if self.how in ("nan", "inf"):
+                observation = np.array([0.0, float(self.how)])
+        return observation, reward, terminated, truncated, info
+
+
+class Restless(Toy):
+    """Does not repeat itself: it draws from a generator of its own."""
+
+    def show(self):
+        return np.array([self.t, np.random.default_rng().random()])
+
+
+class Remembers(Toy):
+    """An episode depends on how many the instance has lived through."""
+
+    def __init__(self):
+        super().__init__(length=30)
+        self.lives = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.lives += 1
+        return super().reset(seed=seed)
+
+    def show(self):
+        return np.array([self.t, self.lives])
+
+
+class Doubled(gymnasium.RewardWrapper):
+    """Twice the reward."""
+
+    def reward(self, reward):
+        return 2 * reward
+
+
+def long_toy(length=100):
+    """An environment by a function, with a limit of 50 steps around it."""
+    return gymnasium.wrappers.TimeLimit(Toy(length=length), 50)
