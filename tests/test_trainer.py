@@ -22,7 +22,12 @@ SMALL = PPO(rollout_length=16, epochs=1, minibatches=2, hidden=(8,))
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
     folder = tmp_path_factory.mktemp("trained") / "run"
     with Trainer(
-        SMALL, "CartPole-v1", on=Local(envs=4, groups=2), run_dir=folder, evaluate_every=200, evaluate_episodes=2
+        SMALL,
+        "CartPole-v1",
+        on=Local(envs=4, groups=2),
+        run_dir=folder,
+        evaluate_every=200,
+        evaluate_episodes=2,
     ) as trainer:
         trainer.fit(500)
         yield trainer
@@ -31,7 +36,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
 def test_result_and_files(trained: Trainer) -> None:
     result = trained.train()
     assert isinstance(result, Result)
-    for name in ("iteration", "env_steps", "episodes", "episode_return_mean", "loss/policy", "policy/entropy"):
+    for name in (
+        "iteration",
+        "env_steps",
+        "episodes",
+        "episode_return_mean",
+        "loss/policy",
+        "policy/entropy",
+    ):
         assert np.isfinite(result[name])
     for name in ("timing/env", "timing/act", "timing/learn", "timing/seconds", "timing/steps_per_second"):
         assert result[name] > 0
@@ -71,7 +83,9 @@ def test_policy_stands_alone(trained: Trainer, tmp_path: Path) -> None:
     obs = np.asarray([0.1, 0.2, -0.1, 0.0], np.float32)
     place = trained.policy().save(tmp_path / "policy")
     assert Policy.load(place).compute_single_action(obs) == trained.compute_single_action(obs)
-    assert Policy.load(trained.save(tmp_path / "whole")).compute_single_action(obs) == trained.compute_single_action(obs)
+    assert Policy.load(trained.save(tmp_path / "whole")).compute_single_action(
+        obs
+    ) == trained.compute_single_action(obs)
     names = json.loads((place / "manifest.json").read_text())["arrays"]
     assert not any("value" in name or "opt" in name for name in names)  # no more than acting needs
     with pytest.raises(ShoalError, match="holds a policy, not a training run"):
@@ -199,8 +213,9 @@ class Poison(gym.Wrapper):
 
 def test_a_broken_environment_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     small = PPO(rollout_length=4, epochs=1, minibatches=1, hidden=(8,))
-    with Trainer(small, "CartPole-v1", wrappers=[Poison], run_dir=tmp_path / "run", checkpoint_every=4) as trainer:
-        with pytest.raises(ShoalError, match=r"CartPole-v1.*NaN|CartPole-v1.*nan"):
-            trainer.fit(1000)
+    with Trainer(
+        small, "CartPole-v1", wrappers=[Poison], run_dir=tmp_path / "run", checkpoint_every=4
+    ) as trainer, pytest.raises(ShoalError, match=r"CartPole-v1.*NaN|CartPole-v1.*nan"):
+        trainer.fit(1000)
     loaded = RunDir.read(tmp_path / "run").latest_checkpoint()
     assert loaded is not None and loaded.info["progress"]["env_steps"] > 0

@@ -20,6 +20,7 @@ _PUBLIC = {
     "Local": "shoal.execution.local",
     "Compiled": "shoal.execution.compiled",
     "Evaluation": "shoal.evaluation",
+    "train_seeds": "shoal.seeds",
     "GridWorld": "shoal.envs.gridworld",
     "Result": "shoal.metrics",
     "ShoalError": "shoal.errors",
@@ -27,7 +28,7 @@ _PUBLIC = {
     "pretty_print": "shoal.bridge",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from shoal.algorithms.a2c import A2C as A2C
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from shoal.execution.local import Local as Local
     from shoal.metrics import Result as Result
     from shoal.policy import Policy as Policy
+    from shoal.seeds import train_seeds as train_seeds
     from shoal.trainer import Trainer as Trainer
 
 

@@ -1,4 +1,4 @@
-"""How a stochastic policy acts: observation -> network -> distribution -> sample, with its log-probability."""
+"""How a stochastic policy acts: observation -> network -> distribution -> sample and log-probability."""
 
 from __future__ import annotations
 

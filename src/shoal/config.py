@@ -37,7 +37,9 @@ def algorithm_to_json(algorithm: Any) -> dict[str, Any]:
     }
 
 
-def algorithm_from_json(data: Mapping[str, Any], given: Any = None, *, trust_imports: bool = False) -> Algorithm:
+def algorithm_from_json(
+    data: Mapping[str, Any], given: Any = None, *, trust_imports: bool = False
+) -> Algorithm:
     """The algorithm again. Where it is, or holds, code of the user's, `given` must supply it."""
     if given is not None:
         return given
@@ -55,7 +57,8 @@ def algorithm_from_json(data: Mapping[str, Any], given: Any = None, *, trust_imp
         cls = getattr(importlib.import_module(module), attribute)
     else:
         raise ShoalError(
-            f"this run's algorithm is {name}: pass algorithm= again, or trust_imports=True to let it be imported"
+            f"this run's algorithm is {name}: pass algorithm= again, or trust_imports=True to let it be "
+            "imported"
         )
     fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     return cls(**fixed)
@@ -65,7 +68,9 @@ def executor_to_json(on: Any) -> dict[str, Any]:
     """{"name", fields}."""
     name = next((name for name, cls in EXECUTORS.items() if isinstance(on, cls)), None)
     if name is None:
-        raise ShoalError(f"on= must be one of {', '.join(c.__name__ for c in EXECUTORS.values())}, got {on!r}")
+        raise ShoalError(
+            f"on= must be one of {', '.join(c.__name__ for c in EXECUTORS.values())}, got {on!r}"
+        )
     return {"name": name, **dataclasses.asdict(on)}
 
 
@@ -75,7 +80,11 @@ def executor_from_json(data: Mapping[str, Any]) -> Executor:
 
 
 def environment_of(
-    config: Mapping[str, Any], env: Any = None, wrappers: Sequence[Any] | None = None, *, trust_imports: bool = False
+    config: Mapping[str, Any],
+    env: Any = None,
+    wrappers: Sequence[Any] | None = None,
+    *,
+    trust_imports: bool = False,
 ) -> dict[str, Any]:
     """The arguments of `envs.resolve` that make a run's environment again.
 

@@ -66,7 +66,9 @@ def evaluate(
     for wave in range(-(-episodes // size)):
         group = source.make_group(seed_for(seed, "evaluate", wave), 0, size)
         try:
-            results += _wave(act, begin(size), params, group, key_for(seed, "evaluate", wave), explore, source.spec)
+            results += _wave(
+                act, begin(size), params, group, key_for(seed, "evaluate", wave), explore, source.spec
+            )
         finally:
             group.close()
     returns, lengths = zip(*results[:episodes], strict=True)
@@ -97,7 +99,9 @@ def _wave(
         if not running.any():
             break
         if t == limit:  # only where the environment has no time limit of its own
-            warnings.warn(f"episodes of {spec.id} were cut after {limit} steps: it has no time limit", stacklevel=3)
+            warnings.warn(
+                f"episodes of {spec.id} were cut after {limit} steps: it has no time limit", stacklevel=3
+            )
             break
         returns += np.where(running, step.reward, 0.0)
         lengths += running
@@ -112,13 +116,17 @@ def recorded(how: Mapping[str, Any], folder: Path) -> Source:
     if resolve(**how).jax_env is not None and not isinstance(how["env"], str):
         raise ShoalError("environments written in JAX cannot be recorded as a video")
     try:
-        import moviepy  # noqa: F401
+        import moviepy  # noqa: F401  # pyright: ignore[reportMissingImports]
         from gymnasium.wrappers import RecordVideo
     except ImportError as error:
         raise ShoalError(f"a video needs {error.name}: pip install 'shoal[video]'") from error
 
     def record(env: Any) -> Any:
-        return RecordVideo(env, str(folder), episode_trigger=lambda episode: episode == 0, disable_logger=True)
+        return RecordVideo(
+            env, str(folder), episode_trigger=lambda episode: episode == 0, disable_logger=True
+        )
 
     kwargs = {**(how.get("env_kwargs") or {}), "render_mode": "rgb_array"}
-    return resolve(**{**how, "env_kwargs": kwargs, "wrappers": [*how.get("wrappers", ()), record], "vector": False})
+    return resolve(
+        **{**how, "env_kwargs": kwargs, "wrappers": [*how.get("wrappers", ()), record], "vector": False}
+    )

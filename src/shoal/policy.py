@@ -23,7 +23,9 @@ class Policy:
     actions come back as the environment takes them.
     """
 
-    def __init__(self, agent: Agent, params: Params, spec: EnvSpec, config: Mapping[str, Any], seed: int = 0) -> None:
+    def __init__(
+        self, agent: Agent, params: Params, spec: EnvSpec, config: Mapping[str, Any], seed: int = 0
+    ) -> None:
         self.spec = spec
         self.params = params
         self.config = dict(config)
@@ -47,7 +49,13 @@ class Policy:
         return jax.tree.map(lambda x: x[0], action)
 
     def compute_actions(
-        self, obs: Any, *, memory: Carry | None = None, first: Any = None, explore: bool = False, mask: Any = None
+        self,
+        obs: Any,
+        *,
+        memory: Carry | None = None,
+        first: Any = None,
+        explore: bool = False,
+        mask: Any = None,
     ) -> tuple[Any, Carry]:
         """Actions for a batch of observations [B, ...], and the memory after it, to be passed in again.
 
@@ -73,7 +81,9 @@ class Policy:
     def save(self, path: str | Path) -> Path:
         """Save as a folder that `Policy.load` reads: the acting parameters and how to build the policy."""
         target = Path(path)
-        checkpoint.save(target, {"policies": {"main": self.params}}, {"kind": "policy", "config": self.config})
+        checkpoint.save(
+            target, {"policies": {"main": self.params}}, {"kind": "policy", "config": self.config}
+        )
         return target
 
     @staticmethod
@@ -124,7 +134,9 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
     if isinstance(space, spaces.Dict):
         missing = [k for k, _ in space.spaces if not isinstance(obs, Mapping) or k not in obs]
         if missing:
-            raise ShoalError(f"an observation of {name} needs the keys {[k for k, _ in space.spaces]}; {missing} missing")
+            raise ShoalError(
+                f"an observation of {name} needs the keys {[k for k, _ in space.spaces]}; {missing} missing"
+            )
         return {k: _cast(s, obs[k], batch, name) for k, s in space.spaces}
     if isinstance(space, spaces.Tuple):
         return tuple(_cast(s, o, batch, name) for s, o in zip(space.spaces, obs, strict=True))

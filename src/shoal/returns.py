@@ -173,7 +173,7 @@ def normalized(advantage: Array, weight: Array) -> jax.Array:
     total = jnp.maximum(weight.sum(), 1.0)
     mean = (advantage * weight).sum() / total
     deviation = jnp.sqrt((jnp.square(advantage - mean) * weight).sum() / total)
-    return (advantage - mean) / (deviation + 1e-8)
+    return jnp.asarray((advantage - mean) / (deviation + 1e-8))
 
 
 def explained_variance(value: Array, target: Array, weight: Array) -> jax.Array:

@@ -34,7 +34,7 @@ def configure(threads: int) -> int:
     """
     # For small networks on few cores a synchronous call costs a third of an asynchronous one.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

@@ -49,8 +49,7 @@ def train_seeds(
         Trainer(algorithm, env, seed=seed, on=on, run_dir=place, **options)
         for seed, place in zip(seeds, where, strict=True)
     ]
-    runs = [trainer._run for trainer in trainers]
-    assert all(isinstance(run, CompiledRun) for run in runs)
+    runs = [run for trainer in trainers if isinstance(run := trainer._run, CompiledRun)]
     together = jax.jit(jax.vmap(runs[0].program))
     keys = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[run.keys for run in runs])
     loop = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[run.loop for run in runs])

@@ -90,7 +90,12 @@ class Trainer:
                 raise ShoalError(f"{name} must be at least {least}, got {number}")
         check_sinks(sinks)
         self._threads = configure(threads)
-        self._given = {"env_kwargs": env_kwargs, "wrappers": wrappers, "time_limit": time_limit, "vector": vector}
+        self._given = {
+            "env_kwargs": env_kwargs,
+            "wrappers": wrappers,
+            "time_limit": time_limit,
+            "vector": vector,
+        }
         self._given |= {"env": env, "journal": journal}
         self._source = resolve(**self._given)
         spec = self._source.spec
@@ -221,7 +226,9 @@ class Trainer:
 
     # -- using what was learned --------------------------------------------------------------------------
 
-    def evaluate(self, episodes: int = 20, *, explore: bool = False, video: str | Path | None = None) -> Evaluation:
+    def evaluate(
+        self, episodes: int = 20, *, explore: bool = False, video: str | Path | None = None
+    ) -> Evaluation:
         """Whole episodes with the present policy, on environments and seeds of their own (always the same).
 
         explore: sample actions instead of taking the most likely. video: a folder for a recording of
@@ -232,7 +239,14 @@ class Trainer:
             source, envs = recorded(self._given, Path(video)), 1
         params = self._agent.policy(self._run.state)
         return evaluate(
-            self._act, self._agent.begin, params, source, episodes, self.config["seed"], explore=explore, envs=envs
+            self._act,
+            self._agent.begin,
+            params,
+            source,
+            episodes,
+            self.config["seed"],
+            explore=explore,
+            envs=envs,
         )
 
     def policy(self) -> Policy:
@@ -240,7 +254,9 @@ class Trainer:
         params = self._agent.policy(self._run.state)
         return Policy(self._agent, params, self._source.spec, self.config, self.config["seed"])
 
-    def compute_single_action(self, obs: Any, *, explore: bool = False, first: bool = False, mask: Any = None) -> Any:
+    def compute_single_action(
+        self, obs: Any, *, explore: bool = False, first: bool = False, mask: Any = None
+    ) -> Any:
         """See `Policy.compute_single_action`; follows the parameters as training goes on."""
         return self._acting().compute_single_action(obs, explore=explore, first=first, mask=mask)
 
@@ -439,6 +455,6 @@ def _refuse_divergence(row: Mapping[str, Any], iteration: int) -> None:
     for name, number in row.items():
         if name.startswith("loss/") and not np.isfinite(number):
             raise ShoalError(
-                f"training diverged: {name} is {float(number)} in iteration {iteration}; the last checkpoint is "
-                "kept. A smaller learning_rate or max_grad_norm may help"
+                f"training diverged: {name} is {float(number)} in iteration {iteration}; the last checkpoint "
+                "is kept. A smaller learning_rate or max_grad_norm may help"
             )

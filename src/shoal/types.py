@@ -26,7 +26,7 @@ Params = Any  # nested dict of arrays
 Carry = Any  # pytree of [B, ...] arrays; () for a policy without memory
 Action = Any  # array [B, ...]; integer for discrete spaces, float32 for boxes
 Extras = dict[str, Array]  # what `act` wants `learn` to see: "log_prob" first of all
-Metrics = dict[str, Array]
+Metrics = Mapping[str, Array]
 
 
 class Observation(NamedTuple):
@@ -78,7 +78,7 @@ class Acting(NamedTuple):
     """
 
     key: Array
-    index: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
     explore: Array
     reward: Array
 
@@ -136,7 +136,7 @@ class Batch(NamedTuple):
     """
 
     rows: Any
-    index: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
 
 
 class Gradient(NamedTuple):

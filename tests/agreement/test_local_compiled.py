@@ -22,7 +22,9 @@ ALGORITHMS = {
 }
 
 
-def run(on: Any, algorithm: Any, env: str, *, normalized: bool = False, seed: int = 0, iterations: int = 4) -> Any:
+def run(
+    on: Any, algorithm: Any, env: str, *, normalized: bool = False, seed: int = 0, iterations: int = 4
+) -> Any:
     source = resolve(env)
     config = {"normalize_observations": normalized, "scale_rewards": normalized}
     agent = transformed(algorithm.bind(source.spec), source.spec, algorithm, config)
@@ -55,5 +57,7 @@ def test_same_bits_in_groups() -> None:
 
 
 def test_seeds_differ_and_repeat() -> None:
-    prints = [fingerprint(run(Local(envs=4), ALGORITHMS["a2c"], "CartPole-v1", seed=s)[0].state) for s in (0, 0, 1)]
+    prints = [
+        fingerprint(run(Local(envs=4), ALGORITHMS["a2c"], "CartPole-v1", seed=s)[0].state) for s in (0, 0, 1)
+    ]
     assert prints[0] == prints[1] != prints[2]

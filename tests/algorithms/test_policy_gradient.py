@@ -70,7 +70,11 @@ def test_estimates_the_exact_gradient(algorithm: Any) -> None:
         batch = agent.batches(state, trajectory, key)
         rows = jax.tree.map(lambda x: x[batch.index[0]], batch.rows)
         gradient = agent.grads(state, rows, key)
-        return gradient.sum["policy"], trajectory.first[1:].sum(), (trajectory.reward * trajectory.weight).sum()
+        return (
+            gradient.sum["policy"],
+            trajectory.first[1:].sum(),
+            (trajectory.reward * trajectory.weight).sum(),
+        )
 
     sums, ends, rewards = estimate(key_for(0, "test"))
 

@@ -60,7 +60,12 @@ def forward(params: Any, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("value_clip", [None, 0.1])
 def test_loss_is_the_papers(value_clip: float | None) -> None:
     ppo = PPO(
-        hidden=(5,), epochs=1, minibatches=1, value_clip=value_clip, entropy_coefficient=0.03, rollout_length=T
+        hidden=(5,),
+        epochs=1,
+        minibatches=1,
+        value_clip=value_clip,
+        entropy_coefficient=0.03,
+        rollout_length=T,
     )
     agent = ppo.bind(SPEC)
     state = agent.init(key_for(0, "init"))
@@ -93,7 +98,9 @@ def test_loss_is_the_papers(value_clip: float | None) -> None:
         "policy/entropy": entropy,
         "policy/clip_fraction": np.abs(ratio - 1) > 0.2,
     }.items():
-        assert float(gradient.metrics[name]) == pytest.approx(float((expected * weight).sum()), rel=1e-4, abs=1e-5)
+        assert float(gradient.metrics[name]) == pytest.approx(
+            float((expected * weight).sum()), rel=1e-4, abs=1e-5
+        )
     # The value head's bias: d/db sum w * c_v * (V - target)^2.
     expected = (2 * ppo.value_coefficient * (values[:-1] - target) * weight).sum()
     assert float(gradient.sum["value"]["head"]["bias"][0]) == pytest.approx(expected, rel=1e-4)
@@ -130,8 +137,12 @@ def test_annealing_ends_at_zero() -> None:
 
 def test_minibatches_must_divide() -> None:
     ppo = PPO(hidden=(5,), minibatches=5, rollout_length=T)
-    with pytest.raises(ShoalError, match="minibatches=5 does not divide the 24 rows of an update; minibatches=4"):
-        jax.eval_shape(ppo.bind(SPEC).learn, ppo.bind(SPEC).init(jnp.zeros(2, jnp.uint32)), fragment(), key_for(0, "x"))
+    with pytest.raises(
+        ShoalError, match="minibatches=5 does not divide the 24 rows of an update; minibatches=4"
+    ):
+        jax.eval_shape(
+            ppo.bind(SPEC).learn, ppo.bind(SPEC).init(jnp.zeros(2, jnp.uint32)), fragment(), key_for(0, "x")
+        )
 
 
 @pytest.mark.parametrize(

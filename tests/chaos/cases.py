@@ -8,6 +8,7 @@ from typing import Any
 from shoal import A2C, PPO, REINFORCE, Compiled, Local, Trainer
 
 STEPS = 1500
+# ruff: noqa: C408  (keyword arguments read better as dict(...))
 SMALL: dict[str, Any] = {"hidden": (16,)}
 PPO_SMALL: dict[str, Any] = {"rollout_length": 16, "epochs": 2, "minibatches": 2, **SMALL}
 BOTH = {"normalize_observations": True, "scale_rewards": True}

@@ -41,7 +41,7 @@ class A2C:
     anneal_steps: int | None = None
     """The learning rate falls linearly to 0 over this many environment steps; None keeps it constant."""
     rollout_length: int = 8
-    """Rows that each environment contributes to an update. Raising it gives better advantages, rarer updates."""
+    """Rows each environment contributes to an update. Raising it gives better advantages, rarer updates."""
     discount: float = 0.99
     """Gamma, per step. Raising it looks further ahead, with more variance."""
     gae_lambda: float = 1.0
@@ -61,9 +61,9 @@ class A2C:
     memory: int = 0
     """Units of a GRU memory between the hidden layers and the heads; 0 has no memory."""
     shared: bool = False
-    """Policy and value share their hidden layers. Cheaper for images; separate layers learn small tasks better."""
+    """Policy and value share hidden layers: cheaper for images; separate ones learn small tasks better."""
     network: NetworkFn | None = None
-    """A function from the observation space to a Network, in place of the built-in hidden layers (Python only)."""
+    """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rollout_length", "anneal_steps")

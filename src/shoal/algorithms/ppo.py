@@ -42,17 +42,17 @@ class PPO:
     anneal_steps: int | None = None
     """The learning rate falls linearly to 0 over this many environment steps; None keeps it constant."""
     rollout_length: int = 128
-    """Rows that each environment contributes to an update. Raising it gives better advantages, rarer updates."""
+    """Rows each environment contributes to an update. Raising it gives better advantages, rarer updates."""
     epochs: int = 10
-    """Passes over each update's data. Raising it learns more from each step, and drifts from the data's policy."""
+    """Passes over each update's data. Raising it learns more per step, and drifts from the data's policy."""
     minibatches: int = 4
-    """Minibatches per epoch. Raising it gives more and noisier gradient steps; must divide the rows."""
+    """Minibatches per epoch. Raising it gives more, noisier gradient steps; must divide the rows."""
     discount: float = 0.99
     """Gamma, per step. Raising it looks further ahead, with more variance."""
     gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation. Raising it trusts returns more and the value network less."""
+    """Lambda of generalised advantage estimation. Raising it trusts returns more, the value less."""
     clip: float = 0.2
-    """How far the probability ratio may move from 1 before its gradient is cut. Raising it allows bigger steps."""
+    """How far the probability ratio may move from 1 before its gradient is cut: bigger takes bigger steps."""
     value_clip: float | None = None
     """Likewise for the value, in reward units; None (off) is better in most studies."""
     entropy_coefficient: float = 0.0
@@ -64,7 +64,7 @@ class PPO:
     normalize_advantages: bool = True
     """Shift and scale each update's advantages to mean 0 and deviation 1."""
     target_kl: float | None = None
-    """An update stops once the mean KL from the acting policy exceeds 1.5 times this; None never stops."""
+    """An update stops once the mean KL from the acting policy exceeds 1.5 times this; None: never."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers (after the convolutions, for images)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
@@ -72,9 +72,9 @@ class PPO:
     memory: int = 0
     """Units of a GRU memory between the hidden layers and the heads; 0 has no memory."""
     shared: bool = False
-    """Policy and value share their hidden layers. Cheaper for images; separate layers learn small tasks better."""
+    """Policy and value share hidden layers: cheaper for images; separate ones learn small tasks better."""
     network: NetworkFn | None = None
-    """A function from the observation space to a Network, in place of the built-in hidden layers (Python only)."""
+    """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rollout_length", "epochs", "minibatches")

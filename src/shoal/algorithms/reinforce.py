@@ -58,7 +58,7 @@ class REINFORCE:
     max_grad_norm: float | None = None
     """Gradients with a larger global norm are scaled down to it; None never clips."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers (after the convolutions, for images); none is a linear (tabular) policy."""
+    """Widths of the hidden layers (after the convolutions, for images); none: a linear policy."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
     memory: int = 0
@@ -66,7 +66,7 @@ class REINFORCE:
     shared: bool = False
     """Policy and baseline share their hidden layers."""
     network: NetworkFn | None = None
-    """A function from the observation space to a Network, in place of the built-in hidden layers (Python only)."""
+    """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "rollout_length", "anneal_steps")
@@ -75,7 +75,7 @@ class REINFORCE:
         at_least(self, 0, "learning_rate", "max_grad_norm", strictly=True)
 
     def bind(self, spec: EnvSpec) -> Agent:
-        """The pure functions of REINFORCE for these spaces. Raises ShoalError for a space it cannot act in."""
+        """REINFORCE for these spaces, as pure functions. Raises ShoalError for a space it cannot act in."""
         cfg = self
         network, distribution = actor_for(spec, cfg, critic=cfg.baseline)
         optimizer = optax.scale_by_adam(eps=1e-5)

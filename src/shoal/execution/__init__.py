@@ -35,7 +35,11 @@ class Run(Protocol):
     """A started executor. `state` is the learner's; save and load are for all else that the next iteration
     needs: groups, memories, counters."""
 
-    state: State
+    @property
+    def state(self) -> State: ...
+
+    @state.setter
+    def state(self, state: State) -> None: ...
 
     def iterate(self) -> Iteration: ...
 
@@ -64,5 +68,3 @@ def group_size(envs: int, groups: int) -> int:
     if envs < 1 or groups < 1 or envs % groups:
         raise ShoalError(f"groups={groups} must divide envs={envs}, and both must be at least 1")
     return envs // groups
-
-

@@ -82,7 +82,10 @@ class LocalRun:
         return Iteration(
             metrics=metrics,
             fragments=[(t.reward, t.first) for t in trajectories],
-            info={k: float(np.mean([i[k] for i in info if k in i])) for k in sorted({k for i in info for k in i})},
+            info={
+                k: float(np.mean([i[k] for i in info if k in i]))
+                for k in sorted({k for i in info for k in i})
+            },
             spent=spent,
         )
 

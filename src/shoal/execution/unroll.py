@@ -64,9 +64,7 @@ def compiled_unroll(
 
     def row(now: tuple[Any, Step, Carry], t: Array) -> tuple[tuple[Any, Step, Carry], tuple[Any, ...]]:
         vstate, step, carry = now
-        action, carry, extras = act(
-            params, carry, step.obs, step.first, step.reward, key, t, index, explore
-        )
+        action, carry, extras = act(params, carry, step.obs, step.first, step.reward, key, t, index, explore)
         vstate, after = env.step(vstate, action)
         return (vstate, after, carry), (step.obs, step.first, action, after.reward, after.terminated, extras)
 
@@ -127,9 +125,7 @@ def host_unroll(
     in_env = 0.0
     seen = keep(step, 0)
     for t in range(rows):
-        raw, carry, extra = act(
-            params, carry, seen, first[t], reward[t], key, np.uint32(t), index, explore
-        )
+        raw, carry, extra = act(params, carry, seen, first[t], reward[t], key, np.uint32(t), index, explore)
         action = np.asarray(raw) if isinstance(raw, jax.Array) else jax.tree.map(np.asarray, raw)
         actions.append(action)
         extras.append(extra)
@@ -166,4 +162,3 @@ def join(trajectories: list[Trajectory]) -> Trajectory:
     carry = jax.tree.map(beside(0), *[t.carry for t in trajectories])
     bare = [t._replace(carry=()) for t in trajectories]
     return jax.tree.map(beside(1), *bare)._replace(carry=carry)
-
