@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
 from typing import Any
 
 import gymnasium
@@ -66,7 +65,10 @@ class AsGymnasium(gymnasium.Env):
             else gym_spaces.Dict({"policy": policy, "critic": gymnasium_space(spec.critic)})
         )
         self.action_space = gymnasium_space(spec.action)
-        self._reset, self._step = _compiled(env) if isinstance(env, Hashable) else _compiled.__wrapped__(env)
+        try:
+            self._reset, self._step = _compiled(env)
+        except TypeError:  # not hashable
+            self._reset, self._step = _compiled.__wrapped__(env)
         self._key = np.zeros(2, np.uint32)
         self._state: Any = None
         self._t = 0

@@ -8,16 +8,19 @@ Both return a report of what they looked at, and raise ShoalError, one line, at 
 
 from __future__ import annotations
 
+from shoal.testing.agents import AgentReport, check_agent
 from shoal.testing.environments import EnvReport, check_env
 from shoal.testing.tiny import Constant, Identity, Masked, Recall, as_gymnasium, sample
 
 __all__ = [
+    "AgentReport",
     "Constant",
     "EnvReport",
     "Identity",
     "Masked",
     "Recall",
     "as_gymnasium",
+    "check_agent",
     "check_env",
     "sample",
 ]

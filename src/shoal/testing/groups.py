@@ -106,12 +106,12 @@ def _check_inside(space: Space, value: Any, what: str) -> None:
             for name, s in space.spaces:
                 _check_inside(s, value[name], f"{what}[{name!r}]")
         case _:
-            low, high = _limits(space)
+            low, high = limits(space)
             if not ((value >= low) & (value <= high) & np.isfinite(value)).all():
                 raise ShoalError(f"{what} leaves its space: it holds {value.min()} to {value.max()}")
 
 
-def _limits(space: Space) -> tuple[Any, Any]:
+def limits(space: Space) -> tuple[Any, Any]:
     match space:
         case Box():
             return space.bounds()
