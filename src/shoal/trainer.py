@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +32,10 @@ from shoal.execution.unroll import act_row
 from shoal.fingerprint import fingerprint
 from shoal.metrics import Episodes, Result
 from shoal.policy import Policy
+from shoal.recorder import Recorder
 from shoal.rundir import RunDir
 from shoal.runtime import configure
-from shoal.sinks import check_sinks, open_writers
-from shoal.writers import Writer
+from shoal.sinks import check_sinks
 
 
 class Trainer:
@@ -125,17 +124,14 @@ class Trainer:
         self._iteration = 0
         self._env_steps = 0
         self._elapsed = 0.0
-        self._best = -math.inf
-        self._saved_at = (0, time.monotonic())
         self._evaluated_at = 0
         self._stopping = False
         self._last: Result | None = None
         if warm_start is not None:
             self._take_parameters(warm_start)
-        self._dir: RunDir | None = None
-        self._writers: list[Writer] = []
+        self._recorder: Recorder | None = None
         if run_dir is not None:
-            self._record(RunDir.create(run_dir, self.config))
+            self._recorder = Recorder(RunDir.create(run_dir, self.config), 0, 0)
 
     # -- learning ----------------------------------------------------------------------------------------
 
@@ -170,14 +166,8 @@ class Trainer:
         self._elapsed += time.perf_counter() - begun
         row["timing/seconds"] = self._elapsed
         self._last = Result(row)
-        if self._dir is not None:
-            for writer in self._writers:  # before any checkpoint of this iteration, which implies its row
-                writer.write(self._last)
-            if evaluation is not None and evaluation.mean > self._best:
-                self._best = evaluation.mean
-                self._checkpoint()
-                self._dir.note_best(self._env_steps, evaluation.mean)
-            self._checkpoint_if_due()
+        if self._recorder is not None:
+            self._recorder.take(self._last, evaluation, self._snapshot)
         return self._last
 
     def fit(
@@ -212,9 +202,9 @@ class Trainer:
         return self._last
 
     def _finish(self) -> None:
-        if self._dir is not None:
-            self._checkpoint()
-            self._dir.write_summary(self.summary())
+        if self._recorder is not None:
+            self._recorder.checkpoint(self._env_steps, self._snapshot)
+            self._recorder.run.write_summary(self.summary())
 
     def stop(self) -> None:
         """Let `fit` return after the iteration in hand. Safe to call from a signal handler or a thread."""
@@ -284,15 +274,15 @@ class Trainer:
 
     @property
     def run_dir(self) -> Path | None:
-        return None if self._dir is None else self._dir.path
+        return None if self._recorder is None else self._recorder.run.path
 
     def save(self, path: str | Path | None = None) -> Path:
         """Save everything that training needs to go on exactly: to `path`, or into the run directory."""
         if path is None:
-            if self._dir is None:
+            if self._recorder is None:
                 raise ShoalError("save needs a path, since this Trainer has no run_dir")
-            return self._checkpoint()
-        checkpoint.save(path, self._tree(), self._info())
+            return self._recorder.checkpoint(self._env_steps, self._snapshot)
+        checkpoint.save(path, *self._snapshot())
         return Path(path)
 
     @staticmethod
@@ -318,7 +308,8 @@ class Trainer:
         trainer = _rebuild(loaded.info["config"], algorithm, env, wrappers, trust_imports)
         trainer._load(loaded)
         if run_dir is not None:
-            trainer._record(RunDir.create(run_dir, trainer.config))
+            run = RunDir.create(run_dir, trainer.config)
+            trainer._recorder = Recorder(run, trainer._iteration, trainer._env_steps)
         return trainer
 
     @staticmethod
@@ -341,7 +332,7 @@ class Trainer:
             elif directory.config["warm_start"] is not None:
                 trainer._take_parameters(directory.config["warm_start"])
             directory.cut(trainer._env_steps)
-            trainer._record(directory)
+            trainer._recorder = Recorder(directory, trainer._iteration, trainer._env_steps)
         except BaseException:
             directory.close()
             raise
@@ -350,10 +341,8 @@ class Trainer:
     def close(self) -> None:
         """Close the environments and the run directory. A closed Trainer trains no more."""
         self._run.close()
-        for writer in self._writers:
-            writer.close()
-        if self._dir is not None:
-            self._dir.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def __enter__(self) -> Trainer:
         return self
@@ -363,22 +352,20 @@ class Trainer:
 
     # -- within ------------------------------------------------------------------------------------------
 
-    def _tree(self) -> dict[str, Any]:
-        return {
+    def _snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All that training needs to go on exactly: (arrays, what is said of them)."""
+        tree = {
             "policies": {"main": jax.device_get(self._run.state)},
             "run": self._run.save(),
             "episodes": self._episodes.save(),
         }
-
-    def _info(self) -> dict[str, Any]:
         progress = {
             "iteration": self._iteration,
             "env_steps": self._env_steps,
             "seconds": self._elapsed,
-            "best": None if math.isinf(self._best) else self._best,
             "evaluated_at": self._evaluated_at,
         }
-        return {"kind": "trainer", "config": self.config, "progress": progress}
+        return tree, {"kind": "trainer", "config": self.config, "progress": progress}
 
     def _load(self, loaded: checkpoint.Loaded) -> None:
         progress = loaded.info["progress"]
@@ -387,32 +374,11 @@ class Trainer:
         self._episodes.load(checkpoint.nested(loaded.arrays, "episodes"))
         self._iteration, self._env_steps = progress["iteration"], progress["env_steps"]
         self._elapsed, self._evaluated_at = progress["seconds"], progress["evaluated_at"]
-        self._best = -math.inf if progress["best"] is None else progress["best"]
-        self._saved_at = (self._env_steps, time.monotonic())
 
     def _take_parameters(self, path: str | Path) -> None:
         loaded = checkpoint.load(path)
         params = checkpoint.restore(self._run.state.params, loaded.arrays, "policies/main/params")
         self._run.state = self._run.state._replace(params=params)
-
-    def _checkpoint(self) -> Path:
-        assert self._dir is not None
-        self._saved_at = (self._env_steps, time.monotonic())
-        keep = self.config["keep_checkpoints"]
-        return self._dir.save_checkpoint(self._env_steps, self._tree(), self._info(), keep_last=keep)
-
-    def _record(self, directory: RunDir) -> None:
-        """Write to this run directory from now on, cutting what it has beyond the present iteration."""
-        self._dir = directory
-        self._writers = open_writers(directory, self._iteration, self._env_steps)
-
-    def _checkpoint_if_due(self) -> None:
-        steps, moment = self._saved_at
-        every, seconds = self.config["checkpoint_every"], self.config["checkpoint_seconds"]
-        if (every and self._env_steps // every > steps // every) or (
-            seconds and time.monotonic() - moment >= seconds
-        ):
-            self._checkpoint()
 
     def _evaluate_if_due(self) -> Evaluation | None:
         every = self.config["evaluate_every"]
