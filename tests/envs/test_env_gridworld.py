@@ -13,14 +13,14 @@ from shoal.keys import fold, key_for
 
 
 @st.composite
-def worlds(draw, slip=st.just(0.0)):
+def worlds(draw, slip=None):
     size = draw(st.integers(2, 5))
     cells = size * size
     start = draw(st.integers(0, cells - 2))
     walls = draw(st.sets(st.integers(0, cells - 2).filter(lambda c: c != start), max_size=cells // 2))
     limit = draw(st.none() | st.integers(1, 12))
     cost = draw(st.sampled_from([0.0, 0.25]))
-    return GridWorld(size, start, cost, tuple(sorted(walls)), draw(slip), limit)
+    return GridWorld(size, start, cost, tuple(sorted(walls)), 0.0 if slip is None else draw(slip), limit)
 
 
 def made(world, **more):

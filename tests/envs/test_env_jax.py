@@ -15,6 +15,10 @@ from shoal.errors import ShoalError
 from shoal.keys import fold, key_for, uniform
 from shoal.types import EnvSpec, Observation
 
+WALK = EnvSpec(
+    id="Walk", observation=spaces.Box((1,)), action=spaces.Discrete(2), critic=spaces.Box((2,)), masked=True
+)
+
 
 class WalkState(NamedTuple):
     place: jax.Array
@@ -25,13 +29,7 @@ class WalkState(NamedTuple):
 class Walk:
     """A noisy walk from a random place: ends beyond 1, is cut after 6 steps; masked, with a critic's view."""
 
-    spec: EnvSpec = EnvSpec(
-        id="Walk",
-        observation=spaces.Box((1,)),
-        action=spaces.Discrete(2),
-        critic=spaces.Box((2,)),
-        masked=True,
-    )
+    spec: EnvSpec = WALK
 
     def reset(self, key):
         place = uniform(key, 1)

@@ -102,5 +102,5 @@ def _space(space: Any, dtype: np.dtype) -> spaces.Space:
 
 
 def _bound(flat: np.ndarray) -> float | tuple[float, ...]:
-    flat = np.where(np.abs(flat) >= np.finfo(np.float32).max, np.sign(flat) * np.inf, flat)  # "no bound"
+    flat = np.where(np.abs(flat) >= np.finfo(np.float32).max, np.copysign(np.inf, flat), flat)  # "no bound"
     return float(flat[0]) if (flat == flat[0]).all() else tuple(flat.tolist())
