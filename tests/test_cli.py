@@ -196,6 +196,8 @@ class TestTheProgram:
             (["train", "ppo", "CartPole-v1", "--learning-rate", "-1"], "learning_rate"),
             (["train", "ppo", "CartPole-v1", "--envs", "3", "--groups", "2"], "groups"),
             (["train", "ppo", "CartPole-v1", "--on", "compiled"], "jax:CartPole-v1"),
+            (["train", "ppo", "CartPole-v1", "--seeds", "0", "1"], "--on compiled"),
+            (["train", "ppo", "X", "--on", "compiled", "--seeds", "0", "--seconds", "9"], "the same --steps"),
             (["train", "ppo", "CartPole-v1", "--env-kwargs", "gravity"], "key=value"),
             (["train", "ppo", "CartPole-v1", "--env-kwargs", "gravty=1"], "gravty"),
             (["train", "ppo", "CartPole-v1", "--wrapper", "nowhere:W"], "nowhere"),
@@ -293,10 +295,23 @@ class TestRuns:
     ) -> None:
         monkeypatch.setattr(cli_train, "STEPS", ITERATION)
         monkeypatch.chdir(tmp_path)
-        run("train", "ppo", "jax:CartPole-v1", "--on", "compiled", "--plot", *TINY)
+        run("train", "ppo", "CartPole-v1", "--plot", *TINY)
         shown = capsys.readouterr().out
         assert f"training for {ITERATION} steps" in shown
-        assert (tmp_path / "runs" / "jax-CartPole-v1-ppo-3" / "curve.png").exists()
+        assert (tmp_path / "runs" / "CartPole-v1-ppo-3" / "curve.png").exists()
+
+    def test_several_seeds_are_several_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = tmp_path / "s"
+        limits = ("--seeds", "5", "7", "--steps", str(ITERATION), "--run-dir", str(folder))
+        sizes = ("--rollout-length", "16", "--hidden", "8", "--envs", "2")
+        run("train", "a2c", "jax:CartPole-v1", "--on", "compiled", *sizes, *limits)
+        shown = capsys.readouterr().out
+        for seed in (5, 7):
+            assert f"seed {seed}: return" in shown
+            described = cli_list.described(folder / f"seed_{seed}")
+            assert described is not None
+            assert (described["seed"], described["state"]) == (seed, "done")
+            assert json.loads((folder / f"seed_{seed}" / "goal.json").read_text())["steps"] == ITERATION
 
     def test_env_errors_keep_the_environments_own_traceback(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

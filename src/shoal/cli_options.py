@@ -17,10 +17,10 @@ import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, PositionalMetavarFromFieldName, SuppressFixed
+from tyro.conf import OmitArgPrefixes, Positional, SuppressFixed, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from shoal.errors import ShoalError, did_you_mean
@@ -42,7 +42,7 @@ class Stopping:
 class Run:
     """What to run, where, and what to keep."""
 
-    env: Positional[str]
+    env: Annotated[str, Positional, arg(metavar="ENV")]
     """A Gymnasium id ("CartPole-v1"), a JAX environment ("jax:CartPole-v1") or your own ("module:Name")."""
     seed: int = 0
     """The run's seed: equal seeds and settings give equal runs."""
@@ -90,7 +90,7 @@ class Run:
 class Resume:
     """Without --steps, --target-return and --seconds it goes on to where it was going."""
 
-    run: Positional[str]
+    run: Annotated[str, Positional, arg(metavar="RUN")]
     """The run directory."""
     trust_imports: bool = False
     """Let the run's configuration import modules of yours (environment, wrappers, algorithm)."""
@@ -102,7 +102,7 @@ class Resume:
 class Evaluate:
     """Play episodes with a trained policy."""
 
-    run: Positional[str]
+    run: Annotated[str, Positional, arg(metavar="RUN")]
     """A run directory (its latest checkpoint) or a checkpoint."""
     episodes: int = 20
     """Episodes to play."""
@@ -118,7 +118,7 @@ class Evaluate:
 class Plot:
     """Draw learning curves."""
 
-    runs: Positional[tuple[str, ...]]
+    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN ...")]
     """Run directories; runs that differ only in the seed are drawn as one curve with its spread."""
     output: str = "curve.png"
     """The picture to write; its ending picks the format."""
@@ -130,7 +130,7 @@ class Plot:
 class List:
     """List runs."""
 
-    folder: Positional[str] = "runs"
+    folder: Annotated[str, Positional, arg(metavar="FOLDER")] = "runs"
     """Where to look, at any depth."""
 
 
@@ -150,7 +150,7 @@ def parse(parts: Mapping[str, type], argv: Sequence[str], prog: str, description
                 prog=prog,
                 description=description,
                 args=argv,
-                config=(OmitArgPrefixes, PositionalMetavarFromFieldName, SuppressFixed),
+                config=(OmitArgPrefixes, SuppressFixed),
             )
     except SystemExit as stop:
         if not stop.code:  # help was asked for
@@ -239,7 +239,7 @@ def one_line(box: str, prog: str) -> str:
         value, flag, choices = found.groups()
         near = did_you_mean(value, re.findall(r"'([^']*)'", choices))
         return f"{flag}: unknown value {value!r}: {near}"
-    if found := re.match(r"Missing value for argument '(.*)'\.", message):
+    if found := re.match(r"Missing value for argument [('\s]*([\w-]+)", message):
         return f"{found[1]} needs a value"
     if found := re.match(r"Missing from .*?: (\S+)", message):
         return f"{prog} needs {found[1]}; {prog} --help says more"
