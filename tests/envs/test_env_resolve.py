@@ -105,12 +105,8 @@ def test_mistakes_are_told_in_one_line(env, how, said):
 
 
 def test_a_missing_package_is_named_by_its_extra():
-    needs = {
-        "LunarLander-v3": "Box2D",
-        "HalfCheetah-v5": "mujoco",
-        "ALE/Pong-v5": "ale_py",
-        "gymnax:Catch-bsuite": "gymnax",
-    }
+    needs = {"LunarLander-v3": "Box2D", "HalfCheetah-v5": "mujoco", "ALE/Pong-v5": "ale_py"}
+    needs["gymnax:Catch-bsuite"] = "gymnax"
     code = (
         "import importlib.util, json, sys; from shoal.envs import resolve; from shoal.errors import ShoalError\n"
         "find, needs = importlib.util.find_spec, json.loads(sys.argv[1])\n"
