@@ -213,9 +213,12 @@ class Poison(gym.Wrapper):
 
 def test_a_broken_environment_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     small = PPO(rollout_length=4, epochs=1, minibatches=1, hidden=(8,))
-    with Trainer(
-        small, "CartPole-v1", wrappers=[Poison], run_dir=tmp_path / "run", checkpoint_every=4
-    ) as trainer, pytest.raises(ShoalError, match=r"CartPole-v1.*NaN|CartPole-v1.*nan"):
+    with (
+        Trainer(
+            small, "CartPole-v1", wrappers=[Poison], run_dir=tmp_path / "run", checkpoint_every=4
+        ) as trainer,
+        pytest.raises(ShoalError, match=r"CartPole-v1.*NaN|CartPole-v1.*nan"),
+    ):
         trainer.fit(1000)
     loaded = RunDir.read(tmp_path / "run").latest_checkpoint()
     assert loaded is not None and loaded.info["progress"]["env_steps"] > 0

@@ -51,7 +51,8 @@ def save(path: str | Path, tree: Any, info: Mapping[str, Any]) -> None:
     """Save a pytree of NumPy or JAX arrays (Python numbers too) and `info` (JSON-able) as the folder `path`.
 
     Array names are slash paths of dict keys, field names and tuple indices ("policies/main/params/...");
-    a "/" within a key is written "~1", a "~" as "~0". Empty containers have no array and leave no trace.
+    a "/" within a key is written "~1", a "~" as "~0", an empty key "~2". Empty containers have no array and
+    leave no trace.
     An existing checkpoint at `path` is replaced, without a moment in which none can be loaded. Leftovers of
     writers that were killed in the same parent folder are removed.
 
@@ -300,11 +301,11 @@ def _name(keys: tuple[Any, ...]) -> str:
     def text(key: Any) -> str:
         return next((str(getattr(key, f)) for f in ("key", "name", "idx") if hasattr(key, f)), str(key))
 
-    return "/".join(text(key).replace("~", "~0").replace("/", "~1") for key in keys)
+    return "/".join(text(key).replace("~", "~0").replace("/", "~1") or "~2" for key in keys)
 
 
 def _unescape(part: str) -> str:
-    return part.replace("~1", "/").replace("~0", "~")
+    return "" if part == "~2" else part.replace("~1", "/").replace("~0", "~")
 
 
 def _join(prefix: str, name: str) -> str:

@@ -11,7 +11,7 @@ class ShoalError(ValueError):
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """"did you mean 'x'?" for the nearest candidate, else "known are a, b, c"."""
+    """ "did you mean 'x'?" for the nearest candidate, else "known are a, b, c"."""
     names = sorted(candidates)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if not near:

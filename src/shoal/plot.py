@@ -232,4 +232,4 @@ def _tidy(axes: Any, xlabel: str, ylabel: str, formatter: Any) -> None:
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#888888")
     axes.tick_params(color="#888888", labelcolor="#333333")
-    axes.legend(frameon=False, loc="best")
+    axes.legend(loc="best", facecolor="white", edgecolor="none", framealpha=0.8)

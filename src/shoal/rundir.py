@@ -1,12 +1,12 @@
 """A run directory: everything that one run leaves behind, and the lock that keeps a second writer out.
 
-    config.json                  all that is needed to repeat the run
-    metrics.jsonl                a row per iteration (`writers.JsonLines`)
-    tensorboard/                 the same for TensorBoard
-    checkpoints/step_000123456/  see `checkpoint`; the number is in environment steps
-    best.json                    which checkpoint evaluated best, and its score
-    summary.json                 written at the end
-    .lock                        held by the writer as long as it lives; says who it is
+config.json                  all that is needed to repeat the run
+metrics.jsonl                a row per iteration (`writers.JsonLines`)
+tensorboard/                 the same for TensorBoard
+checkpoints/step_000123456/  see `checkpoint`; the number is in environment steps
+best.json                    which checkpoint evaluated best, and its score
+summary.json                 written at the end
+.lock                        held by the writer as long as it lives; says who it is
 """
 
 from __future__ import annotations

@@ -76,5 +76,5 @@ def train_seeds(
         for s, run in enumerate(runs):
             run.loop = jax.tree.map(lambda x, s=s: x[s], loop)
         for trainer in trainers:
-            trainer._finish()
+            trainer._finish(done=min(done) >= steps)
     return trainers

@@ -128,8 +128,10 @@ def from_json(data: Mapping[str, Any]) -> Space:
         case "Dict":
             return Dict.of({name: from_json(s) for name, s in data["spaces"].items()})
         case other:
-            raise ValueError(f"unknown space type {other!r}; known are Box, Discrete, MultiDiscrete, "
-                             "MultiBinary, Tuple and Dict")
+            raise ValueError(
+                f"unknown space type {other!r}; known are Box, Discrete, MultiDiscrete, "
+                "MultiBinary, Tuple and Dict"
+            )
 
 
 def zeros(space: Space, batch: tuple[int, ...] = ()) -> Any:

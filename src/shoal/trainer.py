@@ -197,14 +197,16 @@ class Trainer:
             if on_result is not None:
                 on_result(result)
         if self._last is None:
-            raise ShoalError(f"nothing to do: the run already stands at {self._env_steps} of {steps} steps")
-        self._finish()
+            raise ShoalError(f"nothing to do: the run already stands at {self._env_steps} environment steps")
+        self._finish(done=not self._stopping)
         return self._last
 
-    def _finish(self) -> None:
+    def _finish(self, *, done: bool) -> None:
+        """Save; and where the run has reached its goal, say so."""
         if self._recorder is not None:
             self._recorder.checkpoint(self._env_steps, self._snapshot)
-            self._recorder.run.write_summary(self.summary())
+            if done:
+                self._recorder.run.write_summary(self.summary())
 
     def stop(self) -> None:
         """Let `fit` return after the iteration in hand. Safe to call from a signal handler or a thread."""

@@ -116,9 +116,8 @@ def test_a_missing_package_is_named_by_its_extra():
         "    try: resolve(name)\n"
         "    except ShoalError as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(needs)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, json.dumps(needs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     for line, extra in zip(lines, ("box2d", "mujoco", "atari", "jax-envs"), strict=True):
         assert f"pip install 'shoal[{extra}]'" in line
