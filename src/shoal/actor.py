@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,6 +21,8 @@ class NetworkSettings(Protocol):
     def hidden(self) -> tuple[int, ...]: ...
     @property
     def activation(self) -> str: ...
+    @property
+    def initial_std(self) -> float: ...
     @property
     def memory(self) -> int: ...
     @property
@@ -43,6 +46,7 @@ def actor_for(
         memory=settings.memory,
         shared=settings.shared,
         critic=critic,
+        free_init=math.log(settings.initial_std),
     )
     return network, distribution
 

@@ -58,6 +58,8 @@ class A2C:
     """Widths of the hidden layers (after the convolutions, for images)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
+    initial_std: float = 0.6
+    """Standard deviation that continuous actions begin with, in half widths of their range. It is learned."""
     memory: int = 0
     """Units of a GRU memory between the hidden layers and the heads; 0 has no memory."""
     shared: bool = False
@@ -69,7 +71,7 @@ class A2C:
         at_least(self, 1, "rollout_length", "anneal_steps")
         at_least(self, 0, "entropy_coefficient", "value_coefficient", "memory")
         between(self, 0, 1, "discount", "gae_lambda")
-        at_least(self, 0, "learning_rate", "max_grad_norm", strictly=True)
+        at_least(self, 0, "initial_std", "learning_rate", "max_grad_norm", strictly=True)
 
     def bind(self, spec: EnvSpec) -> Agent:
         """The pure functions of A2C for these spaces. Raises ShoalError for a space it cannot act in."""

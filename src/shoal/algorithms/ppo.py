@@ -69,6 +69,8 @@ class PPO:
     """Widths of the hidden layers (after the convolutions, for images)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
+    initial_std: float = 0.6
+    """Standard deviation that continuous actions begin with, in half widths of their range. It is learned."""
     memory: int = 0
     """Units of a GRU memory between the hidden layers and the heads; 0 has no memory."""
     shared: bool = False
@@ -80,7 +82,17 @@ class PPO:
         at_least(self, 1, "rollout_length", "epochs", "minibatches")
         at_least(self, 0, "entropy_coefficient", "value_coefficient", "memory")
         between(self, 0, 1, "discount", "gae_lambda")
-        at_least(self, 0, "learning_rate", "clip", "value_clip", "max_grad_norm", "target_kl", strictly=True)
+        at_least(
+            self,
+            0,
+            "initial_std",
+            "learning_rate",
+            "clip",
+            "value_clip",
+            "max_grad_norm",
+            "target_kl",
+            strictly=True,
+        )
         at_least(self, 1, "anneal_steps")
 
     def bind(self, spec: EnvSpec) -> Agent:

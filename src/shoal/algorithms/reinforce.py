@@ -61,6 +61,8 @@ class REINFORCE:
     """Widths of the hidden layers (after the convolutions, for images); none: a linear policy."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
+    initial_std: float = 0.6
+    """Standard deviation that continuous actions begin with, in half widths of their range. It is learned."""
     memory: int = 0
     """Units of a GRU memory between the hidden layers and the heads; 0 has no memory."""
     shared: bool = False
@@ -72,7 +74,7 @@ class REINFORCE:
         at_least(self, 1, "rollout_length", "anneal_steps")
         at_least(self, 0, "entropy_coefficient", "value_coefficient", "memory")
         between(self, 0, 1, "discount")
-        at_least(self, 0, "learning_rate", "max_grad_norm", strictly=True)
+        at_least(self, 0, "initial_std", "learning_rate", "max_grad_norm", strictly=True)
 
     def bind(self, spec: EnvSpec) -> Agent:
         """REINFORCE for these spaces, as pure functions. Raises ShoalError for a space it cannot act in."""
