@@ -104,18 +104,22 @@ def read(place: Path, entry: FileEntry) -> dict[str, np.ndarray]:
 
 def open_plain(path: Path) -> BinaryIO:
     """A regular file: no link that leads elsewhere, no pipe that never ends. Raises ShoalError otherwise."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = open(path, "rb", opener=opener)  # noqa: SIM115
     except FileNotFoundError as error:
         raise ShoalError(f"{path} is missing") from error
     except OSError as error:
         if error.errno == ELOOP:
             raise ShoalError(f"{path} is a symbolic link; a checkpoint holds plain files only") from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
         raise ShoalError(f"{path} is not a plain file")
-    return os.fdopen(descriptor, "rb")
+    return file
 
 
 def _read_header(
