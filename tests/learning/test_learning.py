@@ -1,0 +1,37 @@
+"""The cases of benchmarks/learning.toml: what the algorithms reach, seed by seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cases
+import pytest
+
+from shoal import PPO, Local, Trainer
+
+CASES = cases.cases()
+
+
+def test_ppo_soon_balances_the_pole() -> None:
+    """A quick sign of life on a Gymnasium environment; the slow tests say how well it ends."""
+    case = CASES["ppo-cartpole"]
+    with cases.trainer(case, seed=0) as trainer:
+        result = trainer.fit(80_000, target_return=195)
+        assert trainer.reached(195), result
+
+
+def test_the_defaults_of_ppo_balance_the_pole() -> None:
+    with Trainer(PPO(), "CartPole-v1", seed=0, on=Local(envs=8)) as trainer:
+        result = trainer.fit(80_000, target_return=195)
+        assert trainer.reached(195), result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "seed"), [(case.name, seed) for case in CASES.values() for seed in range(case.seeds)]
+)
+def test_reaches_its_target(name: str, seed: int, tmp_path: Path) -> None:
+    case = CASES[name]
+    figures = cases.run(case, seed, tmp_path / "run")
+    reached = max(figures["greedy_return"], figures["training_return"])
+    assert reached >= case.floor, figures
