@@ -6,6 +6,8 @@ A driver makes one run of one case and calls `mark` at every iteration's end (an
 training starts). From the marks come all the figures:
 
   steps_per_second            from the first iteration's end to the last's: compilation and imports left out
+  steps_per_cpu_second        the same stretch by the processor time of this process: on a machine with other
+                              work it says more than the clock on the wall (None: several processes)
   steps_per_second_with_start from the start of the process to the last mark
   seconds_to_target, env_steps_to_target   the first mark where the last 100 training episodes' mean >= target
 """
@@ -29,11 +31,13 @@ class Run:
         self.packages: list[str] = json.loads(sys.argv[2])
         self.started = float(os.environ["BENCH_STARTED"])  # time.time() just before the process was made
         self.marks: list[tuple[float, int, float | None]] = []  # (seconds, env steps, mean return of 100)
+        self.cpu: list[float] = []  # this process's processor seconds at each mark, all threads
 
     def mark(self, env_steps: int, mean_return: float | None = None, seconds: float | None = None) -> bool:
         """Note the end of an iteration; true if the run may stop now."""
         now = time.time() - self.started if seconds is None else seconds
         self.marks.append((now, int(env_steps), mean_return))
+        self.cpu.append(time.process_time())
         target, limit = self.case.get("target"), self.case.get("seconds")
         if target is not None and mean_return is not None and mean_return >= target:
             return True
@@ -44,13 +48,14 @@ class Run:
     def report(self, settings: dict[str, Any], **more: Any) -> None:
         """Print the result as the last line of standard output."""
         (end, steps, _), first = self.marks[-1], self.marks[min(1, len(self.marks) - 2)]
-        span = end - first[0]
+        span, cpu = end - first[0], self.cpu[-1] - self.cpu[min(1, len(self.cpu) - 2)]
         reached = next((m for m in self.marks if self._hit(m[2])), None)
         result = {
             "env_steps": steps,
             "seconds": end,
             "first_iteration_seconds": self.marks[1][0],
             "steps_per_second": (steps - first[1]) / span if span > 0 else None,
+            "steps_per_cpu_second": (steps - first[1]) / cpu if cpu > 0 else None,
             "steps_per_second_with_start": steps / end,
             "seconds_to_target": reached[0] if reached else None,
             "env_steps_to_target": reached[1] if reached else None,

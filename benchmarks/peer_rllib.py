@@ -72,7 +72,8 @@ def main() -> None:
         episodes = result["env_runners"].get("num_episodes_lifetime", 0)
         mean = result["env_runners"].get("episode_return_mean") if episodes >= 100 else None
         done = run.mark(result["num_env_steps_sampled_lifetime"], None if mean is None else float(mean))
-    run.report({"runners": runners, "envs": case["envs"], "preset": case["preset"], **training, **model})
+    what = {"runners": runners, "envs": case["envs"], "preset": case["preset"], **training, **model}
+    run.report(what, **({"steps_per_cpu_second": None} if runners else {}))
     algorithm.stop()
     ray.shutdown()
 

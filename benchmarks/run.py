@@ -194,7 +194,9 @@ def brief(result: Result) -> str:
         return f"failed: {result['error']}"
     reached = result["seconds_to_target"]
     return (
-        f"{result['steps_per_second'] or 0:,.0f} steps/s, {result['seconds']:.1f} s in all"
+        f"{result['steps_per_second'] or 0:,.0f} steps/s "
+        f"({result['steps_per_cpu_second'] or 0:,.0f} of CPU time), "
+        f"{result['seconds']:.1f} s in all"
         + (f", target after {reached:.1f} s" if reached else "")
         + f", load before {result['load_before']:.2f}"
     )
@@ -232,14 +234,14 @@ def table(case: Case, results: dict[str, list[Result]]) -> list[str]:
         "",
         case.title + ".",
         "",
-        f"| | steps/s | relative to {case.baseline} | steps/s with start-up "
+        f"| | steps/s | relative to {case.baseline} | steps/s of CPU time | steps/s with start-up "
         "| start-up and first iteration (s) | to the target (s) | env steps to it | peak memory (MB) |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for label, runs in results.items():
         good = [r for r in runs if "error" not in r]
         if not good:
-            lines.append(f"| {label} | failed: {runs[0]['error']} | | | | | | |")
+            lines.append(f"| {label} | failed: {runs[0]['error']} | | | | | | | |")
             continue
         own = median_of(good, "steps_per_second")
         column = lambda name, form: spread([r[name] for r in good], form)  # noqa: B023, E731
@@ -248,6 +250,7 @@ def table(case: Case, results: dict[str, list[Result]]) -> list[str]:
             label,
             column("steps_per_second", "{:,.0f}"),
             f"{own / speed:.2f}" if own and speed else "-",
+            column("steps_per_cpu_second", "{:,.0f}"),
             column("steps_per_second_with_start", "{:,.0f}"),
             column("first_iteration_seconds", "{:.1f}"),
             column("seconds_to_target", "{:.1f}") if targeted else "-",

@@ -91,6 +91,7 @@ def command(run: Run) -> None:
         {"command": " ".join(["shoal", *line[1:]])},
         peak_mb=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         steps_per_second=None,  # only the whole is known; steps_per_second_with_start is that
+        steps_per_cpu_second=None,
         first_iteration_seconds=None,
     )
 
