@@ -108,7 +108,8 @@ def test_a_missing_package_is_named_by_its_extra():
     needs = {"LunarLander-v3": "Box2D", "HalfCheetah-v5": "mujoco", "ALE/Pong-v5": "ale_py"}
     needs["gymnax:Catch-bsuite"] = "gymnax"
     code = (
-        "import importlib.util, json, sys; from shoal.envs import resolve; from shoal.errors import ShoalError\n"
+        "import importlib.util, json, sys; from shoal.envs import resolve\n"
+        "from shoal.errors import ShoalError\n"
         "find, needs = importlib.util.find_spec, json.loads(sys.argv[1])\n"
         "importlib.util.find_spec = lambda name, *a: None if name in needs.values() else find(name, *a)\n"
         "sys.modules.update(dict.fromkeys(needs.values()))\n"

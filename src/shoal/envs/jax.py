@@ -147,18 +147,22 @@ class JaxGroup:
 
     def current(self) -> Step:
         """The present row; resets the environments if none has begun."""
-        if self._vstate is None:
-            self._vstate = self._start(self._key)
-        row = self._row = self._row or jax.device_get(shown(self._vstate))
+        row = self._row
+        if row is None:
+            row = self._row = jax.device_get(shown(self._begun()))
         return row
 
     def step(self, action: Any) -> Step:
         """One row on."""
-        if self._vstate is None:
-            self.current()
-        self._vstate = self._step(self._vstate, action)
-        row = self._row = jax.device_get(shown(self._vstate))
+        vstate = self._vstate = self._step(self._begun(), action)
+        row = self._row = jax.device_get(shown(vstate))
         return row
+
+    def _begun(self) -> VState:
+        vstate = self._vstate
+        if vstate is None:
+            vstate = self._vstate = self._start(self._key)
+        return vstate
 
     def info(self) -> Mapping[str, float]:
         """Nothing: JAX environments report no `info`."""
@@ -166,8 +170,7 @@ class JaxGroup:
 
     def save(self) -> dict[str, np.ndarray]:
         """The vectorised state: {path in the pytree: array}."""
-        self.current()
-        return {path: np.array(leaf) for path, leaf in _paths(self._vstate)}
+        return {path: np.array(leaf) for path, leaf in _paths(self._begun())}
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Continue from `save`. Raises ShoalError naming the first array that does not fit."""
