@@ -44,8 +44,8 @@ def check_agent(
     a row of `act` depends on that row and its key alone, forgets what was before a reset, and takes no notice
     of the key when it does not explore; the form of `learn`, which must keep every shape and dtype (else it
     would be compiled anew), count the real steps and give the same result twice; that learn is batches,
-    grads, apply and observe; that rows of weight 0 change no gradient; and that the gradients of two halves of a
-    minibatch add up to the gradient of the whole.
+    grads, apply and observe; that rows of weight 0 change no gradient; and that the gradients of two halves
+    of a minibatch add up to the gradient of the whole.
 
     additive=False leaves the last one out, for a loss that is no sum over rows (one that ranks or contrasts
     the rows of a minibatch); such an agent can't be split over learners.

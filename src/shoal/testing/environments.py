@@ -212,7 +212,8 @@ def _guarded(call: Callable[[], Any], doing: str) -> Any:
     try:
         return call()
     except Exception as error:
-        raise ShoalError(f"{doing} raised {type(error).__name__}: {error}") from error
+        first = str(error).strip().partition("\n")[0]
+        raise ShoalError(f"{doing} raised {type(error).__name__}: {first}") from error
 
 
 def _form(thing: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +98,7 @@ def make_trial(agent: Agent, spec: EnvSpec, envs: int, seed: int) -> Trial:
         act=jax.jit(agent.act),
         learn=jax.jit(agent.learn),
         batches=jax.jit(agent.batches),
-        grads=jax.jit(lambda state, batch, index, key: agent.grads(state, _rows(batch, index), key)),
+        grads=partial(_gradient, agent.grads),
         state=state,
         params=jax.jit(agent.policy)(state),
         obs=observations(spec, (rows + 1, envs), seed),
@@ -108,8 +108,10 @@ def make_trial(agent: Agent, spec: EnvSpec, envs: int, seed: int) -> Trial:
     )
 
 
-def _rows(batch: Batch, index: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch.rows)
+@partial(jax.jit, static_argnums=0)
+def _gradient(grads: Callable[..., Gradient], state: State, batch: Batch, index: Any, key: Any) -> Gradient:
+    """Of one minibatch: the rows of the batch that `index` names."""
+    return grads(state, jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch.rows), key)
 
 
 def _flags(rows: int, envs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +153,10 @@ def leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in flat]
 
 
+def dtype_of(x: Any) -> np.dtype:
+    return np.asarray(x).dtype
+
+
 def same_form(one: Any, other: Any, what: str) -> None:
     """Raise where two pytrees differ in structure, shapes, dtypes or weakness of types."""
     if jax.tree.structure(one) != jax.tree.structure(other):
@@ -158,10 +164,10 @@ def same_form(one: Any, other: Any, what: str) -> None:
             f"{what} changes its structure: {jax.tree.structure(one)} becomes {jax.tree.structure(other)}"
         )
     for (path, a), b in zip(leaves(one), jax.tree.leaves(other), strict=True):
-        if (np.shape(a), np.result_type(a)) != (np.shape(b), np.result_type(b)):
+        if (np.shape(a), dtype_of(a)) != (np.shape(b), dtype_of(b)):
             raise fault(
-                f"{what} changes its form: {path} was {np.result_type(a)}{list(np.shape(a))} and becomes "
-                f"{np.result_type(b)}{list(np.shape(b))}"
+                f"{what} changes its form: {path} was {dtype_of(a)}{list(np.shape(a))} and becomes "
+                f"{dtype_of(b)}{list(np.shape(b))}"
             )
         if getattr(b, "weak_type", False):
             raise fault(f"{what}: {path} is of a weak type (made from a bare Python number): give it a dtype")
@@ -170,6 +176,6 @@ def same_form(one: Any, other: Any, what: str) -> None:
 def equal(one: Any, other: Any) -> str:
     """The path of the first leaf that differs, or ""."""
     for (path, a), b in zip(leaves(one), jax.tree.leaves(other), strict=True):
-        if not np.array_equal(a, b, equal_nan=np.result_type(a).kind == "f"):
+        if not np.array_equal(a, b, equal_nan=dtype_of(a).kind == "f"):
             return path or "it"
     return ""

@@ -10,7 +10,7 @@ import numpy as np
 
 from shoal import counters
 from shoal.keys import fold, key_for
-from shoal.testing.trial import Trial, equal, fault, leaves, observations, same_form
+from shoal.testing.trial import Trial, dtype_of, equal, fault, leaves, observations, same_form
 from shoal.types import Batch
 
 
@@ -19,16 +19,16 @@ def learn_has_its_form(trial: Trial) -> None:
     update = trial.learn(trial.state, fragment, key)
     same_form(trial.state, update.state, "the state, in learn,")
     for name, value in update.metrics.items():
-        if np.shape(value) != () or np.result_type(value) != np.float32:
+        if np.shape(value) != () or dtype_of(value) != np.float32:
             raise fault(
-                f"the metric {name!r} must be one float32, not {np.result_type(value)}{list(np.shape(value))}"
+                f"the metric {name!r} must be one float32, not {dtype_of(value)}{list(np.shape(value))}"
             )
         if not np.isfinite(value):
             raise fault(f"the metric {name!r} is {value} after one update")
         if name.count("/") != 1:
             raise fault(f"the metric {name!r} must be named group/name")
     for path, leaf in leaves(update.state):
-        if np.result_type(leaf).kind == "f" and not np.isfinite(leaf).all():
+        if dtype_of(leaf).kind == "f" and not np.isfinite(leaf).all():
             raise fault(f"the state{path} is not finite after one update")
     steps, real = counters.value(update.state.env_steps), int(fragment.weight.sum())
     if steps != real:
@@ -69,7 +69,7 @@ def learn_is_its_parts(trial: Trial) -> None:
 
 
 def _check_batch(batch: Batch) -> None:
-    if np.ndim(batch.index) != 2 or np.result_type(batch.index) != np.int32:
+    if np.ndim(batch.index) != 2 or dtype_of(batch.index) != np.int32:
         raise fault("the index of a Batch must be int32 [K, N]")
     counts = {np.shape(x)[0] for x in jax.tree.leaves(batch.rows)}
     if len(counts) != 1:
