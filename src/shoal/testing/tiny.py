@@ -193,8 +193,8 @@ def as_gymnasium(env: Any) -> Any:
 def sample(space: Space, key: Key) -> Any:
     """A uniformly random member for each key, keys uint32 [..., 2] -> pytree of [..., *shape].
 
-    NumPy keys give NumPy arrays, the same as JAX's (to rounding, for boxes of real numbers). An unbounded side
-    of a box counts as 1 from 0, or 2 from the other side.
+    NumPy keys give NumPy arrays, the same as JAX's (to rounding, for real boxes). An unbounded side of a
+    box counts as 1 from 0, or 2 from the other side.
     """
     return _member(space, uniform(key, _numbers(space)))
 
