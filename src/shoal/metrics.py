@@ -126,7 +126,7 @@ class Episodes:
         self._settle()
         groups = {
             str(number): {"returns": g.returns.copy(), "lengths": g.lengths.copy(), "row": np.int64(g.row)}
-            for number, g in self._groups.items()
+            for number, g in sorted(self._groups.items())
         }
         return {"count": np.int64(self._count), "last": self._last._asdict(), "groups": groups}
 
