@@ -113,8 +113,6 @@ def recorded(how: Mapping[str, Any], folder: Path) -> Source:
 
     Raises ShoalError where the environment cannot be recorded.
     """
-    if resolve(**how).jax_env is not None and not isinstance(how["env"], str):
-        raise ShoalError("environments written in JAX cannot be recorded as a video")
     try:
         import moviepy  # noqa: F401  # pyright: ignore[reportMissingImports]
         from gymnasium.wrappers import RecordVideo
@@ -127,6 +125,6 @@ def recorded(how: Mapping[str, Any], folder: Path) -> Source:
         )
 
     kwargs = {**(how.get("env_kwargs") or {}), "render_mode": "rgb_array"}
-    return resolve(
-        **{**how, "env_kwargs": kwargs, "wrappers": [*how.get("wrappers", ()), record], "vector": False}
-    )
+    wrappers = [*how.get("wrappers", ()), record]
+    # Without a probe for the journal, whose episodes would be the ones recorded.
+    return resolve(**{**how, "env_kwargs": kwargs, "wrappers": wrappers, "vector": False, "journal": "none"})
