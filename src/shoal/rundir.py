@@ -147,6 +147,9 @@ class RunDir:
     ) -> Path:
         """Save a checkpoint, then delete all but the last `keep_last` and the best (None keeps all)."""
         path = self.checkpoint_path(step)
+        with storage.explained(f"could not write {self.metrics_path}"):
+            if self.metrics_path.exists():
+                storage.sync(self.metrics_path)  # no checkpoint outlives a power cut without its rows
         checkpoint.save(path, tree, info)
         if keep_last is not None:
             self.prune(keep_last)

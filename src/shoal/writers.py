@@ -94,10 +94,10 @@ def cut(path: str | Path, iteration: int) -> None:
     with storage.explained(f"could not cut {path}"):
         if not path.exists():
             return
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and _iteration(line) <= iteration]
-        if len(kept) < len(lines):
-            storage.write(path, b"".join(kept))
+        content = path.read_bytes()
+        kept = b"".join(line + b"\n" for line in content.splitlines() if _iteration(line) <= iteration)
+        if kept != content:
+            storage.write(path, kept)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
