@@ -49,10 +49,9 @@ def evaluate(
     params: Params,
     source: Source,
     episodes: int,
-    seed: int,
     *,
+    seed: int,
     explore: bool = False,
-    envs: int = ENVS,
 ) -> Evaluation:
     """Run `episodes` whole episodes and report each. The same seed gives the same episodes.
 
@@ -61,7 +60,7 @@ def evaluate(
     """
     if episodes < 1:
         raise ShoalError(f"episodes must be at least 1, got {episodes}")
-    size = min(episodes, envs)
+    size = min(episodes, ENVS)
     results: list[tuple[float, int]] = []
     for wave in range(-(-episodes // size)):
         group = source.make_group(seed_for(seed, "evaluate", wave), 0, size)
@@ -113,6 +112,8 @@ def recorded(how: Mapping[str, Any], folder: Path) -> Source:
 
     Raises ShoalError where the environment cannot be recorded.
     """
+    if resolve(**how).journal == "state":
+        raise ShoalError(f"{how['env']} is written in JAX and cannot be recorded as a video")
     try:
         import moviepy  # noqa: F401  # pyright: ignore[reportMissingImports]
         from gymnasium.wrappers import RecordVideo

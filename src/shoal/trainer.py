@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from shoal.config import (
 from shoal.counters import value
 from shoal.envs import resolve
 from shoal.errors import ShoalError
-from shoal.evaluation import ENVS, Evaluation, evaluate, recorded
+from shoal.evaluation import Evaluation, evaluate, recorded
 from shoal.execution import Executor, Iteration
 from shoal.execution.local import Local
 from shoal.execution.unroll import act_row
@@ -226,20 +227,13 @@ class Trainer:
         explore: sample actions instead of taking the most likely. video: a folder for a recording of
         the first episode. Nothing of the training changes.
         """
-        source, envs = self._source, min(episodes, ENVS)
-        if video is not None:
-            source, envs = recorded(self._given, Path(video)), 1
         params = self._agent.policy(self._run.state)
-        return evaluate(
-            self._act,
-            self._agent.begin,
-            params,
-            source,
-            episodes,
-            self.config["seed"],
-            explore=explore,
-            envs=envs,
+        run = partial(
+            evaluate, self._act, self._agent.begin, params, seed=self.config["seed"], explore=explore
         )
+        if video is not None:
+            run(recorded(self._given, Path(video)), 1)
+        return run(self._source, episodes)
 
     def policy(self) -> Policy:
         """The present policy alone: acts, saves and loads by itself."""
