@@ -196,7 +196,7 @@ def _draw(groups: Mapping[str, Sequence[Curve]], xlabel: str, ylabel: str, suffi
     from matplotlib.ticker import EngFormatter
 
     with matplotlib.rc_context({"svg.hashsalt": "shoal", "font.size": 10.5, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.6 + 0.1 * len(groups)), layout="constrained")
         axes = figure.add_subplot()
         for number, (label, curves) in enumerate(groups.items()):
             color = _COLORS[number % len(_COLORS)]
@@ -213,6 +213,9 @@ def _draw(groups: Mapping[str, Sequence[Curve]], xlabel: str, ylabel: str, suffi
         _tidy(axes, xlabel, ylabel, EngFormatter(sep="") if xlabel != "seconds" else None)
         if any(len(curves) > 1 for curves in groups.values()):
             axes.set_title("mean ± standard deviation over seeds", fontsize=9, color="#666666", loc="right")
+        # Beside the axes, where it hides no curve.
+        columns = 2 if max(map(len, groups)) <= 32 else 1
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
         target = io.BytesIO()
         metadata: Any = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
         figure.savefig(target, format=suffix, dpi=160, metadata=metadata[suffix])
@@ -232,4 +235,3 @@ def _tidy(axes: Any, xlabel: str, ylabel: str, formatter: Any) -> None:
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#888888")
     axes.tick_params(color="#888888", labelcolor="#333333")
-    axes.legend(loc="best", facecolor="white", edgecolor="none", framealpha=0.8)
