@@ -13,8 +13,10 @@ NEWEST := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 PYTHON ?= $(NEWEST)
 JOBS ?= 2
 
+# Settings that reach 475 after 75 to 130 thousand steps on every seed tried (benchmarks/learning.toml has more).
 train: $(VENV)/.installed
-	@$(VENV)/bin/shoal train ppo CartPole-v1 --target-return 475 --steps 500000 --seed 0 --plot
+	@$(VENV)/bin/shoal train ppo CartPole-v1 --target-return 475 --steps 500000 --seed 0 --plot --envs 32 \
+		--rollout-length 64 --minibatches 8 --epochs 4 --learning-rate 2e-3 --discount 0.98 --gae-lambda 0.9
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -n $(JOBS)
