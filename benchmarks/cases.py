@@ -4,10 +4,10 @@ Keys of an entry's work, as the drivers get them: preset ("equal": the hyper-par
 the library itself recommends for this environment; "default": the library's defaults), env, envs, rows
 (rollout length), epochs, minibatches, learning_rate, gamma, gae_lambda, clip, entropy, value,
 max_grad_norm, hidden, activation, steps (upper bound of environment steps), seconds (of measured time,
-None: no bound), target (mean return at which the run ends), threads (of the numeric library; None: its
-default), cache ("cold": nothing compiled before; "warm": a persistent compilation cache that an earlier
-run has filled), runners (RLlib), chunk (rejax: iterations per call), vector (Shoal:
-Gymnasium's own vector version of the environment).
+None: no bound), target (mean return at which the run ends), wall (seconds from process start after which
+it ends at the latest), threads (of the numeric library; None: its default), cache ("cold": nothing compiled
+before; "warm": a persistent compilation cache that an earlier run has filled), runners (RLlib), chunk
+(rejax: iterations per call), vector (Shoal: Gymnasium's own vector version of the environment).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ EQUAL = {
     "steps": 10_000_000,
     "seconds": 10,
     "target": None,
+    "wall": 240,
     "threads": 1,
     "cache": "cold",
     "runners": 0,
@@ -120,8 +121,8 @@ CASES: dict[str, Case] = {
             "training episodes, each library with the settings it recommends",
             work={**TO_TARGET, "envs": 8},
             entries={
-                "SB3, RL-Zoo settings": Entry.of("sb3"),
-                "SBX, RL-Zoo settings": Entry.of("sbx"),
+                "SB3, RL-Zoo settings": Entry.of("sb3", steps=100_000),
+                "SBX, RL-Zoo settings": Entry.of("sbx", steps=100_000),
                 "RLlib, tuned example, 0 runners": Entry.of("rllib"),
                 "Shoal, 8 environments": Entry.of("shoal"),
                 "Shoal, 8 environments, warm cache": Entry.of("shoal", cache="warm"),

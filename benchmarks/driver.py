@@ -43,7 +43,7 @@ class Run:
             return True
         if limit is not None and len(self.marks) > 2 and now - self.marks[1][0] >= limit:
             return True
-        return env_steps >= self.case["steps"]
+        return env_steps >= self.case["steps"] or now >= self.case["wall"]
 
     def report(self, settings: dict[str, Any], **more: Any) -> None:
         """Print the result as the last line of standard output."""

@@ -88,9 +88,12 @@ def run_once(entry: Entry, work: dict[str, Any], cache: Path, timeout: float) ->
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            end(process.pid)
             out, err = process.communicate()
             err += f"\nno result after {timeout:g} s"
+        except BaseException:  # this program itself is being stopped
+            end(process.pid)
+            raise
         finally:
             total = peak.stop() if peak else None
     lines = [line for line in out.splitlines() if line.startswith("BENCH ")]
@@ -98,6 +101,13 @@ def run_once(entry: Entry, work: dict[str, Any], cache: Path, timeout: float) ->
         return {"error": (err.strip().splitlines() or ["no output"])[-1], "load_before": load}
     result = json.loads(lines[-1].removeprefix("BENCH ")) | {"load_before": load}
     return result | {"peak_mb": total} if total else result
+
+
+def end(pid: int) -> None:
+    """Kill a run and every process below it, whatever group they are in."""
+    for each in tree(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 class PeakMemory:
@@ -325,6 +335,7 @@ def report(results: dict[str, dict[str, list[Result]]], repeats: int) -> tuple[s
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run under way is ended too
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -82,6 +82,7 @@ def command(run: Run) -> None:
         *(str(Path(sys.executable).parent / "shoal"), "train", "ppo", case["env"]),
         *("--envs", str(case["envs"]), "--seed", str(case["seed"]), "--steps", str(case["steps"])),
         *("--target-return", str(case["target"]), "--run-dir", "run", *flags),
+        *("--seconds", str(case["wall"])),
     ]
     run.mark(0, seconds=0.0)
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
