@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from shoal.checks import divides
 from shoal.counters import add, zero
 from shoal.keys import fold, permutation
 from shoal.types import Array, Batch, Gradient, Key, Metrics, Params, State, Trajectory, Update
@@ -50,8 +51,9 @@ def learner(
 def minibatches(key: Key, rows: int, epochs: int, count: int) -> jax.Array:
     """The rows of `epochs` passes of `count` minibatches, shuffled anew in each: int32 [epochs * count, N].
 
-    rows must be divisible by count; `minibatches(key, 8, 1, 1)` is the whole batch, in order.
+    `minibatches(key, 8, 1, 1)` is the whole batch, in order. Raises ShoalError where count does not divide it.
     """
+    divides(count, rows, "minibatches", "rows")
     if count == 1:  # one minibatch takes every row whatever the order: spare the shuffle and keep the order
         return jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (epochs, rows))
     keys = fold(key, jnp.arange(epochs, dtype=jnp.uint32))

@@ -166,11 +166,14 @@ class OnPolicy:
     """A plan: each update takes a fresh fragment of every environment and then forgets it.
 
     rows: T, the rollout fragment's length in rows. staleness: how many updates the acting policy
-    may lag behind; 0 is synchronous.
+    may lag behind; 0 is synchronous. minibatches: into how many equal parts an update's rows (with
+    `sequences`, its environments' whole fragments) are divided, so that they must be divisible by it.
     """
 
     rows: int
     staleness: int = 0
+    minibatches: int = 1
+    sequences: bool = False
 
 
 Plan = OnPolicy

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from shoal.actor import actor_for, stochastic
-from shoal.checks import at_least, between, divides
+from shoal.checks import at_least, between
 from shoal.counters import as_float
 from shoal.networks import NetworkFn
 from shoal.returns import explained_variance, gae, normalized
@@ -124,7 +124,6 @@ class PPO:
                 "weight": exp.weight,
             }
             rows, count = as_rows(steps, exp.carry, whole=network.recurrent)
-            divides(cfg.minibatches, count, "minibatches", "sequences" if network.recurrent else "rows")
             return Batch(rows, minibatches(key, count, cfg.epochs, cfg.minibatches))
 
         def loss(params: Any, minibatch: Any) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
@@ -173,7 +172,7 @@ class PPO:
             return count_steps(state._replace(extra={**state.extra, **extra}), experience)
 
         return Agent(
-            plan=OnPolicy(rows=cfg.rollout_length),
+            plan=OnPolicy(rows=cfg.rollout_length, minibatches=cfg.minibatches, sequences=network.recurrent),
             init=init,
             policy=lambda state: network.acting(state.params),
             begin=network.begin,

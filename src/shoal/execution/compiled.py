@@ -16,7 +16,7 @@ from shoal.checkpoint import restore
 from shoal.envs import Source
 from shoal.envs.jax import VectorEnv, vectorize
 from shoal.errors import ShoalError
-from shoal.execution import Iteration, group_size
+from shoal.execution import Iteration, check_plan, group_size
 from shoal.execution.unroll import compiled_unroll
 from shoal.keys import fold, key_for
 from shoal.types import Agent, Array, Carry, Metrics, State, Step, Trajectory
@@ -128,6 +128,7 @@ class CompiledRun:
                 "(--on local), or an environment such as 'jax:CartPole-v1'"
             )
         size = group_size(envs, groups)
+        check_plan(agent.plan, envs)
         env = vectorize(source.jax_env, size)
         # The keys are arguments, not constants: one compiled program serves every seed.
         self.keys = Keys.of(seed, groups)

@@ -12,7 +12,7 @@ import numpy as np
 
 from shoal.checkpoint import nested, restore
 from shoal.envs import Source
-from shoal.execution import Iteration, group_size
+from shoal.execution import Iteration, check_plan, group_size
 from shoal.execution.unroll import act_row, host_unroll, join
 from shoal.keys import fold, key_for
 from shoal.types import Agent, State
@@ -41,6 +41,7 @@ class LocalRun:
 
     def __init__(self, agent: Agent, source: Source, seed: int, envs: int, groups: int) -> None:
         size = group_size(envs, groups)
+        check_plan(agent.plan, envs)
         self._rows = agent.plan.rows
         self._act = jax.jit(act_row(agent))
         self._learn = jax.jit(agent.learn)
