@@ -132,9 +132,6 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "make": check_make,
     "pip": check_pip,
     "python": check_python,
-    "git": lambda words: None,
-    "cd": lambda words: None,
-    "tensorboard": lambda words: None,
 }
 
 

@@ -2,8 +2,8 @@
 
 Keys that are left out take Shoal's defaults, but for the shape of an iteration, which is RLlib's: 2 workers
 of 1 environment, 4000 steps, minibatches of about 128. A key that Shoal cannot honour is refused with one
-line; none is ignored that would have changed what is learned. (Names and defaults: RLlib 1.0 to 1.13,
-rllib/agents/trainer.py and rllib/agents/ppo/ppo.py; the later names of the same things are known too.)
+line; none is ignored that would have changed what is learned. (Names and defaults are those of RLlib 1,
+rllib/agents/trainer.py and rllib/agents/ppo/ppo.py; later names of the same things are known too.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ALGORITHM = {
     "gamma": "discount",
     "lambda": "gae_lambda",
     "clip_param": "clip",
-    "vf_clip_param": "value_clip",  # as in RLlib 1: the value itself is clipped, not its squared error
+    "vf_clip_param": "value_clip",  # as the first versions had it: the value is clipped
     "vf_loss_coeff": "value_coefficient",
     "entropy_coeff": "entropy_coefficient",
     "grad_clip": "max_grad_norm",
