@@ -51,7 +51,7 @@ def learner(
 def minibatches(key: Key, rows: int, epochs: int, count: int) -> jax.Array:
     """The rows of `epochs` passes of `count` minibatches, shuffled anew in each: int32 [epochs * count, N].
 
-    `minibatches(key, 8, 1, 1)` is the whole batch, in order. Raises ShoalError where count does not divide it.
+    `minibatches(key, 8, 1, 1)` is the whole batch in order. ShoalError where count does not divide rows.
     """
     divides(count, rows, "minibatches", "rows")
     if count == 1:  # one minibatch takes every row whatever the order: spare the shuffle and keep the order

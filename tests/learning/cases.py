@@ -28,7 +28,7 @@ EPISODES = 20
 class Case:
     """One algorithm on one environment.
 
-    target: the least mean return that counts as learned, of `judged` ("greedy" episodes after training, or the
+    target: the least mean return that counts as learned, of `judged` ("greedy" episodes afterwards, or the
     last 100 of "training"); the worst seed must reach it. settings: of the algorithm's dataclass; trainer: of
     the Trainer; wrappers: names in WRAPPERS.
     """
@@ -116,7 +116,7 @@ def run(case: Case, seed: int, run_dir: Path | None = None, episodes: int = EPIS
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """One row per case: means and ranges over the seeds, and the median seconds of a run's processor time."""
     rows = [
-        "| case | seeds | steps | target | greedy return: mean (min .. max) | training return | CPU seconds |",
+        "| case | seeds | steps | target | greedy return: mean (min .. max) | training return | CPU s |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, case in cases().items():
