@@ -166,6 +166,18 @@ def test_every_key_of_rllibs_that_is_translated_is_told() -> None:
     assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
 
 
+def test_every_speed_was_measured() -> None:
+    measured = " ".join(page.read_text() for page in (ROOT / "benchmarks" / "results").glob("*.md"))
+    tables = []
+    for page in (CHINESE, ROOT / "README.md"):
+        told = re.search(r"<!-- speeds.*?-->(.*)<!-- /speeds -->", page.read_text(), re.S)
+        assert told is not None, page
+        tables.append(re.findall(r"\d+[.,]\d+", told[1]))
+        for number in tables[-1]:
+            assert re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d.,]*\d)", measured), number
+    assert tables[0] == tables[1] != []
+
+
 # Links
 
 
