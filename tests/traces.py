@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 
-from cases import CASES, STEPS, make
+from chaos_cases import CASES, STEPS, make
 
 
 def trace(name: str) -> dict[str, object]:

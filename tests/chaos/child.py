@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from cases import CASES, STEPS, make
+from chaos_cases import CASES, STEPS, make
 
 if __name__ == "__main__":
     name, run_dir = sys.argv[1:]

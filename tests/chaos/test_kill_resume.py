@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import CASES, STEPS, make
+from chaos_cases import CASES, STEPS, make
 
 from shoal import Trainer
 from shoal.rundir import RunDir
