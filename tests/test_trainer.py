@@ -170,6 +170,36 @@ def test_code_must_be_given_again(tmp_path: Path) -> None:
         Trainer.restore(place, env="Acrobot-v1", algorithm=Custom())
 
 
+class Slow(gym.Wrapper):
+    """Takes an argument, so that a rebuilt environment without it would be another one."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.unwrapped.tau *= factor  # type: ignore[attr-defined]
+
+
+def test_settings_of_code_are_kept(tmp_path: Path) -> None:
+    """env_kwargs and the time limit of an environment that cannot be imported are not lost."""
+
+    class Local(Slow):
+        pass
+
+    how = {"env_kwargs": {"factor": 0.5}, "time_limit": 7}
+    with Trainer(SMALL, Local, **how) as trainer:
+        trainer.train()
+        place = trainer.save(tmp_path / "local")
+        trainer.train()
+    with Trainer.restore(place, env=Local) as again:
+        again.train()
+        assert again.fingerprint() == trainer.fingerprint()
+    with Trainer(SMALL, "CartPole-v1", wrappers=[lambda env: env]) as trainer:
+        place = trainer.save(tmp_path / "wrapped")
+    with pytest.raises(ShoalError, match="pass wrappers= again"):
+        Trainer.restore(place, env="CartPole-v1")
+    with Trainer.restore(place, env="CartPole-v1", wrappers=[lambda env: env]):
+        pass
+
+
 def test_names_are_not_imported_without_consent(tmp_path: Path) -> None:
     with Trainer(SMALL, "CartPole-v1", wrappers=[Mine]) as trainer:
         place = trainer.save(tmp_path / "wrapped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import shoal
 from shoal import algorithms, spaces
+from shoal.envs import Source
 from shoal.errors import ShoalError
 from shoal.execution import Executor
 from shoal.execution.compiled import Compiled
@@ -79,6 +81,26 @@ def executor_from_json(data: Mapping[str, Any]) -> Executor:
     return EXECUTORS[fields.pop("name")](**fields)
 
 
+def environment_to_json(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `envs.resolve` as data. Where the environment or a wrapper is code that cannot be
+    imported, both are null, to be given again; the rest is recorded all the same."""
+    if source.reference is not None:
+        return source.reference
+    kwargs = dict(given["env_kwargs"] or {})
+    try:
+        kwargs = json.loads(json.dumps(kwargs))
+    except (TypeError, ValueError):
+        kwargs = None
+    return {
+        "env": None,
+        "env_kwargs": kwargs,
+        "wrappers": None if given["wrappers"] else [],
+        "time_limit": given["time_limit"],
+        "vector": given["vector"],
+        "journal": source.journal,
+    }
+
+
 def environment_of(
     config: Mapping[str, Any],
     env: Any = None,
@@ -91,27 +113,29 @@ def environment_of(
     env, wrappers: what is given anew, in the place of what the run recorded. Raises ShoalError where code is
     needed that no checkpoint holds, or that the recorded names would import without `trust_imports`.
     """
-    recorded = config["env"]
-    if recorded is None:
-        name = config["spec"]["id"]
-        if env is None:
-            raise ShoalError(
-                f"this run's environment ({name}) or a wrapper of it was given as code, which no checkpoint "
-                "holds: pass env= (and wrappers=) again"
-            )
-        return {"env": env, "wrappers": wrappers or (), "journal": config["journal"]}
-    how = dict(recorded)
+    how = dict(config["env"])
+    names = [how["env"]] if env is None and how["env"] else []
+    names = [name for name in names if ":" in name and name.partition(":")[0] not in ("jax", "gymnax")]
+    if wrappers is None:
+        names += how["wrappers"] or []
+    if names and not trust_imports:
+        raise ShoalError(
+            f"this run names code to import ({', '.join(names)}): pass trust_imports=True (--trust-imports) "
+            "if you trust it, or give env= and wrappers= again"
+        )
     if env is not None:
         how["env"] = env
+        if not isinstance(env, str) and not callable(env):
+            how["env_kwargs"] = None  # a ready JaxEnv, which has its settings already
+        elif how["env_kwargs"] is None:
+            raise ShoalError("this run's env_kwargs held objects: pass env= as a function that supplies them")
     if wrappers is not None:
         how["wrappers"] = wrappers
-    imported = [w for w in how["wrappers"] if wrappers is None]
-    if env is None and ":" in how["env"] and how["env"].partition(":")[0] not in ("jax", "gymnax"):
-        imported.append(how["env"])
-    if imported and not trust_imports:
+    missing = [f"{name}=" for name in ("env", "wrappers") if how[name] is None]
+    if missing:
         raise ShoalError(
-            f"this run names code to import ({', '.join(map(str, imported))}): pass trust_imports=True "
-            "(--trust-imports) if you trust it, or give env= and wrappers= again"
+            f"this run's environment ({config['spec']['id']}) or a wrapper of it was given as code, which no "
+            f"checkpoint holds: pass {' and '.join(missing)} again"
         )
     return how
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from shoal.envs import Source, resolve
+from shoal.envs import Source
 from shoal.errors import ShoalError
 from shoal.keys import key_for, seed_for
 from shoal.types import Carry, EnvSpec, Group, Key, Params
@@ -105,27 +104,3 @@ def _wave(
         returns += np.where(running, step.reward, 0.0)
         lengths += running
     return list(zip(returns.tolist(), lengths.tolist(), strict=True))
-
-
-def recorded(how: Mapping[str, Any], folder: Path) -> Source:
-    """The source that `resolve(**how)` gives, its first episode recorded as a video into `folder`.
-
-    Raises ShoalError where the environment cannot be recorded.
-    """
-    if resolve(**how).journal == "state":
-        raise ShoalError(f"{how['env']} is written in JAX and cannot be recorded as a video")
-    try:
-        import moviepy  # noqa: F401  # pyright: ignore[reportMissingImports]
-        from gymnasium.wrappers import RecordVideo
-    except ImportError as error:
-        raise ShoalError(f"a video needs {error.name}: pip install 'shoal[video]'") from error
-
-    def record(env: Any) -> Any:
-        return RecordVideo(
-            env, str(folder), episode_trigger=lambda episode: episode == 0, disable_logger=True
-        )
-
-    kwargs = {**(how.get("env_kwargs") or {}), "render_mode": "rgb_array"}
-    wrappers = [*how.get("wrappers", ()), record]
-    # Without a probe for the journal, whose episodes would be the ones recorded.
-    return resolve(**{**how, "env_kwargs": kwargs, "wrappers": wrappers, "vector": False, "journal": "none"})

@@ -18,6 +18,7 @@ from shoal.config import (
     algorithm_from_json,
     algorithm_to_json,
     environment_of,
+    environment_to_json,
     executor_from_json,
     executor_to_json,
     spec_to_json,
@@ -25,8 +26,9 @@ from shoal.config import (
 )
 from shoal.counters import value
 from shoal.envs import resolve
+from shoal.envs.recording import recorded
 from shoal.errors import ShoalError
-from shoal.evaluation import Evaluation, evaluate, recorded
+from shoal.evaluation import Evaluation, evaluate
 from shoal.execution import Executor, Iteration
 from shoal.execution.local import Local
 from shoal.execution.unroll import act_row
@@ -101,7 +103,7 @@ class Trainer:
         spec = self._source.spec
         self.config: dict[str, Any] = {
             **described,
-            "env": self._source.reference,
+            "env": environment_to_json(self._source, self._given),
             "spec": spec_to_json(spec),
             "seed": seed,
             "journal": self._source.journal,
@@ -405,9 +407,10 @@ def _rebuild(
         **{name: config[name] for name in kept},
     )
     if trainer.config["spec"] != config["spec"]:
+        differing = [name for name, value in config["spec"].items() if trainer.config["spec"][name] != value]
         raise ShoalError(
-            f"the environment is not the one of this run: its spec is {trainer.config['spec']}, the run's "
-            f"{config['spec']}"
+            f"the environment is not the one of this run, {config['spec']['id']}: its {', '.join(differing)} "
+            "differ"
         )
     trainer.config = dict(config) | {"threads": trainer.config["threads"]}
     return trainer
