@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal import checkpoint
-from shoal.metrics import Episodes, Finished, Result, Timer
+from shoal.metrics import Episodes, Finished, Result
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -255,16 +255,3 @@ class TestResult:
         assert not result.same({**result, "loss/policy": np.nextafter(-0.5, 0)})
         assert not result.same({**result, "more": 1.0})
         assert not result.same({n: v for n, v in result.items() if n != "env/score"})
-
-
-class TestTimer:
-    def test_adds_up_by_section_and_begins_again(self) -> None:
-        timer = Timer()
-        timer.add("act", 0.25)
-        timer.add("act", 0.5)
-        with pytest.raises(RuntimeError), timer("learn"):
-            time.sleep(0.01)
-            raise RuntimeError
-        taken = timer.take()
-        assert taken["timing/act"] == 0.75 and 0.01 <= taken["timing/learn"] < 5
-        assert timer.take() == {}

@@ -1,11 +1,9 @@
-"""What a run measures: finished episodes, time by section, and one iteration's `Result`."""
+"""What a run measures: finished episodes and one iteration's `Result`."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -164,31 +162,6 @@ def _run(rows: np.ndarray) -> None:
 def _mean(values: np.ndarray) -> float:
     # fsum is exactly rounded, so the mean does not depend on the order either.
     return math.fsum(values) / len(values) if len(values) else math.nan
-
-
-class Timer:
-    """Seconds by section of one iteration. `add` is for hot loops, where a context manager costs too much."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    def add(self, name: str, seconds: float) -> None:
-        """Count seconds (differences of time.perf_counter()) to a section."""
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """`with timer("learn"):` counts the block's seconds, also if it fails."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - begin)
-
-    def take(self) -> dict[str, float]:
-        """`timing/NAME` -> seconds since the last `take`, and begin again."""
-        seconds, self._seconds = self._seconds, {}
-        return {f"timing/{name}": value for name, value in seconds.items()}
 
 
 class Result(Mapping[str, int | float]):
