@@ -22,10 +22,9 @@ OPTIMAL = 1 - COST * 2 * (SIZE - 1)  # the shortest way takes 2 * (SIZE - 1) ste
     ],
     ids=["PPO", "A2C", "REINFORCE", "REINFORCE-without-baseline"],
 )
-@pytest.mark.parametrize("seed", [0, 1])
-def test_reaches_the_optimal_return(algorithm: Any, steps: int, seed: int) -> None:
+def test_reaches_the_optimal_return(algorithm: Any, steps: int) -> None:
     how = {"size": SIZE, "step_cost": COST, "max_steps": 50}
-    with Trainer(algorithm, "jax:GridWorld", seed=seed, on=Compiled(envs=16), env_kwargs=how) as trainer:
+    with Trainer(algorithm, "jax:GridWorld", seed=0, on=Compiled(envs=16), env_kwargs=how) as trainer:
         result = trainer.fit(steps)
         greedy = trainer.evaluate(10)
     assert greedy.mean == pytest.approx(OPTIMAL, abs=1e-5)
