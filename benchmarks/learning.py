@@ -1,7 +1,7 @@
-"""Learning curves over seeds: `shoal train` for a table of tasks, and what came of it.
+"""Learning curves over seeds: `shoal train` for the cases of learning.toml, and what came of it.
 
     python benchmarks/learning.py                          the whole table, 3 seeds each
-    python benchmarks/learning.py --only cartpole-ppo --seeds 5
+    python benchmarks/learning.py --only ppo-cartpole --seeds 5
 
 Every run is a process of its own, `shoal train ...` with its run directory under OUT/runs; a run that is
 already there and finished is not repeated. Then OUT/learning.md has the table, OUT/learning.json the numbers,
@@ -16,7 +16,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,71 +27,34 @@ from run import ROOT, alone, commit, machine, note, spread
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One row of the table. flags: what follows `shoal train ALGORITHM ENV`. published: a return to compare
-    with, and whose."""
+    """One row of the table. flags: what follows `shoal train ALGORITHM ENV`. target: the return that counts
+    as learned (of greedy episodes; the training returns shown here are those of a policy that explores)."""
 
     name: str
     algorithm: str
     env: str
     steps: int
-    flags: str = ""
-    published: str = "-"
+    flags: tuple[str, ...]
+    target: float
 
 
-CARTPOLE = "--gae-lambda 0.9 --discount 0.98 "
-TASKS: tuple[Task, ...] = (
-    Task(
-        name="cartpole-ppo",
-        algorithm="ppo",
-        env="CartPole-v1",
-        steps=100_000,
-        flags=CARTPOLE + "--epochs 8 --learning-rate 1e-3 --anneal-steps 100000",
-        published="500 (SB3 RL-Zoo, 100k)",
-    ),
-    Task(
-        name="cartpole-ppo-compiled",
-        algorithm="ppo",
-        env="jax:CartPole-v1",
-        steps=500_000,
-        flags=CARTPOLE + "--on compiled --rollout-length 32 --minibatches 8 --epochs 4 --learning-rate 2e-3 "
-        "--anneal-steps 500000",
-    ),
-    Task(
-        name="cartpole-a2c",
-        algorithm="a2c",
-        env="CartPole-v1",
-        steps=500_000,
-        published="500 (SB3 RL-Zoo, 500k)",
-    ),
-    Task(name="cartpole-reinforce", algorithm="reinforce", env="CartPole-v1", steps=500_000),
-    Task(
-        name="acrobot-ppo",
-        algorithm="ppo",
-        env="Acrobot-v1",
-        steps=1_000_000,
-        flags="--envs 16 --rollout-length 256 --minibatches 64 --epochs 4 --gae-lambda 0.94 "
-        "--normalize-observations",
-        published="-73.5 (SB3 RL-Zoo, 1M)",
-    ),
-    Task(
-        name="lunarlander-ppo",
-        algorithm="ppo",
-        env="LunarLander-v3",
-        steps=1_000_000,
-        flags="--envs 16 --rollout-length 1024 --minibatches 256 --epochs 4 --gae-lambda 0.98 "
-        "--discount 0.999 --entropy-coefficient 0.01",
-        published="242 (SB3 RL-Zoo, LunarLander-v2, 1M)",
-    ),
-    Task(
-        name="pendulum-ppo",
-        algorithm="ppo",
-        env="Pendulum-v1",
-        steps=100_000,
-        flags="--envs 4 --rollout-length 1024 --minibatches 64 --epochs 10 --gae-lambda 0.95 "
-        "--discount 0.9 --learning-rate 1e-3",
-        published="-172 (SB3 RL-Zoo, 100k, with state-dependent exploration)",
-    ),
-)
+def tasks() -> dict[str, Task]:
+    """name -> Task, of the cases in learning.toml that the command line can run: those without wrappers."""
+    cases = tomllib.loads(Path(__file__).with_name("learning.toml").read_text())
+    return {name: from_case(name, case) for name, case in cases.items() if not case.get("wrappers")}
+
+
+def from_case(name: str, case: Mapping[str, Any]) -> Task:
+    """One case of learning.toml as a command line."""
+    flags = ["--envs", str(case["envs"])]
+    for setting, value in {**case.get("settings", {}), **case.get("trainer", {})}.items():
+        flag = setting.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    where = {key: case[key] for key in ("algorithm", "env", "steps", "target")}
+    return Task(name=name, flags=tuple(flags), **where)
 
 
 def train(task: Task, seed: int, run_dir: Path, lock: Path | None) -> dict[str, Any]:
@@ -102,7 +66,7 @@ def train(task: Task, seed: int, run_dir: Path, lock: Path | None) -> dict[str, 
         program = Path(sys.executable).parent / "shoal"
         with alone(lock):
             done = subprocess.run(
-                [str(program), "train", task.algorithm, task.env, *where, *task.flags.split()],
+                [str(program), "train", task.algorithm, task.env, *where, *task.flags],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -157,19 +121,19 @@ def table(results: dict[str, list[dict[str, Any]]], seeds: int) -> str:
         "The return is the mean over the last 100 training episodes at the end: median (least to most). "
         "Written by `benchmarks/learning.py`.",
         "",
-        "| | algorithm | environment | steps | return | steps/s | published | flags |",
+        "| | algorithm | environment | steps | return | steps/s | target | flags |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    tasks = {task.name: task for task in TASKS}
+    known = tasks()
     for name, runs in results.items():
-        task = tasks[name]
+        task = known[name]
         good = [r for r in runs if "error" not in r]
         returns = spread([r["episode_return_mean"] for r in good], "{:.1f}")
         speed = spread([r["env_steps"] / r["seconds"] for r in good], "{:,.0f}")
         if len(good) < len(runs):
             returns += f"; {len(runs) - len(good)} failed: " + next(r["error"] for r in runs if "error" in r)
-        flags = f"`{task.flags}`" if task.flags else "defaults"
-        cells = [name, task.algorithm, task.env, f"{task.steps:,}", returns, speed, task.published, flags]
+        flags = f"`{' '.join(task.flags)}`"
+        cells = [name, task.algorithm, task.env, f"{task.steps:,}", returns, speed, f"{task.target:g}", flags]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
@@ -184,14 +148,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "learning", help="folder")
     options = parser.parse_args()
     only = [name for name in options.only.split(",") if name]
-    names = [task.name for task in TASKS]
+    known = tasks()
     for word in only:
-        if word not in names:
-            parser.error(f"unknown task {word!r}; there are {', '.join(names)}")
+        if word not in known:
+            parser.error(f"unknown task {word!r}; there are {', '.join(known)}")
 
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {}
-    for task in TASKS:
+    for task in known.values():
         if only and task.name not in only:
             continue
         folders = [options.out / "runs" / task.name / str(seed) for seed in range(options.seeds)]
