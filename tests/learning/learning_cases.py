@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS = Path(__file__).resolve().parents[2] / "benchmarks" / "learning.toml"
-EPISODES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class Case:
     target: float
     judged: str = "worst"
     seeds: int = 5
+    episodes: int = 20
     wrappers: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def trainer(case: Case, seed: int, run_dir: Path | None = None) -> Any:
     )
 
 
-def run(case: Case, seed: int, run_dir: Path | None = None, episodes: int = EPISODES) -> dict[str, Any]:
+def run(case: Case, seed: int, run_dir: Path | None = None) -> dict[str, Any]:
     """Train and evaluate: the figures of one run, as plain data.
 
     seconds: from before the imports to the last step. cpu_seconds: of the processor, which are fewer where
@@ -91,7 +91,7 @@ def run(case: Case, seed: int, run_dir: Path | None = None, episodes: int = EPIS
     try:
         last = training.fit(case.steps)
         seconds, cpu = time.perf_counter() - begun, time.process_time() - busy
-        returns = training.evaluate(episodes).returns
+        returns = training.evaluate(case.episodes).returns
         return {
             "case": case.name,
             "seed": seed,
