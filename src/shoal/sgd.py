@@ -22,30 +22,54 @@ from shoal.types import Array, Batch, Gradient, Key, Metrics, Params, State, Tra
 
 
 def learner(
-    batches: Callable[[State, Trajectory, Key], Batch],
+    batches: Callable[[State, Any, Key], Batch],
     grads: Callable[[State, Any, Key], Gradient],
     apply: Callable[[State, Gradient], State],
-    observe: Callable[[State, Trajectory], State],
-) -> Callable[[State, Trajectory, Key], Update]:
-    """`learn` of an Agent, made of its parts. Metrics are means over all rows of all minibatches."""
+    observe: Callable[[State, Trajectory], State] | None = None,
+) -> Callable[[State, Any, Key], Update]:
+    """`learn` of an Agent, made of its parts. Metrics are means over all rows of all minibatches.
 
-    def learn(state: State, experience: Trajectory, key: Key) -> Update:
+    observe: with an OnPolicy plan, whose experience is observed once it is learned from; None with a
+    Replay plan, whose fragments are observed when they are stored.
+    """
+
+    def learn(state: State, experience: Any, key: Key) -> Update:
         batch = batches(state, experience, fold(key, 0))
-        count = batch.index.shape[0]
 
-        def step(state: State, minibatch: tuple[Array, Array]) -> tuple[State, tuple[Metrics, Array]]:
-            index, number = minibatch
-            rows = jax.tree.map(lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds"), batch.rows)
-            gradient = grads(state, rows, fold(key, 1, number))
-            return apply(state, gradient), (gradient.metrics, gradient.weight)
+        def step(state: State, number: Array) -> tuple[State, Gradient]:
+            if batch.index is None:
+                take = lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False)  # noqa: E731
+            else:
+                index = jax.lax.dynamic_index_in_dim(batch.index, number, keepdims=False)
+                take = lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds")  # noqa: E731
+            gradient = grads(state, jax.tree.map(take, batch.rows), fold(key, 1, number))
+            return apply(state, gradient), gradient._replace(sum=())
 
-        numbers = jnp.arange(count, dtype=jnp.uint32)
-        state, (sums, weights) = jax.lax.scan(step, state, (batch.index, numbers))
-        total = jnp.maximum(weights.sum(), 1e-8)
-        metrics = {name: values.sum() / total for name, values in sums.items()}
-        return Update(observe(state, experience), metrics)
+        state, seen = _each(step, state, batch)
+        total = jnp.maximum(seen.weight.sum(), 1e-8)
+        metrics = {name: values.sum() / total for name, values in seen.metrics.items()}
+        after = state if observe is None else observe(state, experience)
+        return Update(after, metrics, seen.priorities)
 
     return learn
+
+
+def _each(step: Callable[[State, Array], tuple[State, Gradient]], state: State, batch: Batch) -> Any:
+    """`step` of the minibatches 0, 1, ... in turn: the state after, and what they gave, [K, ...] each.
+    Where `batch.count` says that fewer are to be used, the rest gives zeros and costs nothing."""
+    total = jax.tree.leaves(batch.rows if batch.index is None else batch.index)[0].shape[0]
+    numbers = jnp.arange(total, dtype=jnp.uint32)
+    if batch.count is None:
+        return jax.lax.scan(step, state, numbers)
+    _, form = jax.eval_shape(step, state, numbers[0])
+    given = jax.tree.map(lambda x: jnp.zeros((total, *x.shape), x.dtype), form)
+
+    def one(number: Array, done: tuple[State, Any]) -> tuple[State, Any]:
+        state, given = done
+        state, new = step(state, number)
+        return state, jax.tree.map(lambda x, y: x.at[number].set(y), given, new)
+
+    return jax.lax.fori_loop(jnp.uint32(0), batch.count.astype(jnp.uint32), one, (state, given))
 
 
 def minibatches(key: Key, rows: int, epochs: int, count: int) -> jax.Array:

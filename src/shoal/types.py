@@ -1,7 +1,7 @@
 """The vocabulary: all that an algorithm, an environment and an executor say to each other.
 
 Shape letters, everywhere: T time steps (rows), B environments, N minibatch rows, K minibatches,
-A actions. Arrays are NumPy on the host and JAX inside compiled code; both are written `Array`.
+L rows of a stored sequence, A actions. Arrays are NumPy on the host and JAX inside compiled code; both are written `Array`.
 
 The convention for time. An environment resets on the step *after* its episode ended (Gymnasium's
 NEXT_STEP mode), so `obs[t + 1]` always follows `action[t]`, also where a time limit cut the
@@ -45,7 +45,12 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
-    """What an algorithm may know of an environment: plain data, safe to send and to save."""
+    """What an algorithm may know of an environment: plain data, safe to send and to save.
+
+    frames: where it is more than 1, the first axis of `Observation.policy` (one array) holds that many
+    frames, the newest last, and begins each episode with copies of the episode's first frame. A replay
+    then stores each frame once.
+    """
 
     id: str
     observation: Space
@@ -53,6 +58,7 @@ class EnvSpec:
     critic: Space | None = None
     masked: bool = False
     max_episode_steps: int | None = None
+    frames: int = 1
 
 
 class Step(NamedTuple):
@@ -106,6 +112,54 @@ class Trajectory(NamedTuple):
         return 1.0 - self.first[1:].astype("float32")
 
 
+class Transitions(NamedTuple):
+    """N steps of several episodes, as a replay draws them; n is the plan's `n_step`.
+
+    obs, action: where a step began and what was done there; action is extras["raw_action"] of the policy.
+    reward: float32 [N, n], the rewards from here on, 0 beyond the episode's end and beyond the newest row.
+    steps: int32 [N], how many of them are real: fewer than n where the episode or the stored data ends.
+    terminated: bool [N], whether the last of these steps ended the episode, so that nothing follows.
+    next_obs: what was seen after `steps` steps: of the same episode also at a time limit.
+    weight: float32 [N], 1 / (number of stored rows * probability of being drawn), so 1 for a uniform
+    replay; 0 for a row that only reset, from which nothing is to be learned. index: int32 [N], the row's
+    place in the replay, where its new priority goes.
+    """
+
+    obs: Observation
+    action: Action
+    reward: Array
+    steps: Array
+    terminated: Array
+    next_obs: Observation
+    weight: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
+
+
+class Sequences(NamedTuple):
+    """N stretches of L rows as a replay draws them, for policies with memory.
+
+    trajectory: like a Trajectory of N environments and L rows, but with the axes of time and environment
+    exchanged, so that every leaf begins with N: obs and first [N, L + 1, ...], reward [N, L], carry [N, ...].
+    Episodes may begin within; `first` says where. extras hold "raw_action" alone, which is `action` too.
+    weight: float32 [N], as in Transitions, of the whole stretch. index: int32 [N].
+    """
+
+    trajectory: Trajectory
+    weight: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
+
+
+class Draws(NamedTuple):
+    """What a replay gives to one call of `learn`: K minibatches, of which the first `count` are to be
+    learned from, in order. minibatches: leaves [K, N, ...]. count: int32 []."""
+
+    minibatches: Transitions | Sequences
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.count)
+
+
+Experience = Trajectory | Draws
+
+
 class Counter(NamedTuple):
     """A count that does not overflow at 2^31: uint32 [] limbs, value = high * 2^32 + low."""
 
@@ -132,11 +186,13 @@ class Batch(NamedTuple):
     """The K minibatches of one update: rows once, and which rows each minibatch takes.
 
     rows: pytree of [R, ...] arrays; what a row is (a step, a sequence) is the algorithm's affair.
-    index: int32 [K, N] into the rows.
+    index: int32 [K, N] into the rows; None where rows are [K, N, ...] already.
+    count: int32 [], how many of the K minibatches are to be used; None: all.
     """
 
     rows: Any
-    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
+    index: Array | None  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
+    count: Array | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Gradient(NamedTuple):
@@ -144,7 +200,8 @@ class Gradient(NamedTuple):
 
     sum: like params, the gradient of the *sum* of the loss over rows. weight: float32 [], the
     total weight of those rows; the mean gradient is sum / weight. metrics: sums over rows, by name,
-    to be divided by the same weight. priorities: float32 [N] of the rows, or None.
+    to be divided by the same weight. priorities: float32 [N], positive: how likely each row shall be
+    drawn again, in proportion (the exponent of Schaul et al. 2016 applied); None without any.
     """
 
     sum: Params
@@ -154,7 +211,8 @@ class Gradient(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What one call of `learn` gives: metrics are means over the update, float32 [], as `group/name`."""
+    """What one call of `learn` gives: metrics are means over the update, float32 [], as `group/name`.
+    priorities: float32 [K, N], those of minibatches that were not used are 0; None without any."""
 
     state: State
     metrics: Metrics
@@ -176,7 +234,32 @@ class OnPolicy:
     sequences: bool = False
 
 
-Plan = OnPolicy
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A plan: fragments go into a replay, and each update draws its minibatches from it.
+
+    rows: T, the rollout fragment's length in rows. capacity: how many rows the replay keeps, of all
+    environments together. batch_size: N. train_every, gradient_steps: so many gradient steps for every so
+    many environment steps, so that each transition is drawn batch_size * gradient_steps / train_every times
+    on average, the sample-to-insert ratio. learning_starts: environment steps before the first of them.
+    n_step: how many rewards a transition holds. sequence: L, to draw `Sequences` of L rows, each beginning
+    where a fragment began; 0 draws `Transitions`. prioritized: draw in proportion to priorities; a new row
+    has the highest that any has had. staleness: how many updates the acting policy may lag behind.
+    """
+
+    rows: int
+    capacity: int
+    batch_size: int
+    train_every: int
+    gradient_steps: int = 1
+    learning_starts: int = 0
+    n_step: int = 1
+    sequence: int = 0
+    prioritized: bool = False
+    staleness: int = 0
+
+
+Plan = OnPolicy | Replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +267,12 @@ class Agent:
     """An algorithm bound to an environment's spaces: a record of pure functions, no process, no file.
 
     `learn` is derived from batches, grads, apply and observe by `sgd.learner`; executors that split
-    an update call the parts. `observe` notes what an update used: counters and running statistics;
-    it runs once per update, after the gradient steps, so that these are frozen while the policy acts
-    and learns.
+    an update call the parts. `observe` notes what was collected: counters and running statistics. With an
+    OnPolicy plan it is the end of `learn`, so that these are frozen while the policy acts and learns. With
+    a Replay plan the executor calls it, once for each fragment that goes into the replay, and `learn` is
+    made of batches, grads and apply alone.
+
+    The experience of batches and learn is a Trajectory with an OnPolicy plan, Draws with a Replay plan.
     """
 
     plan: Plan
@@ -194,11 +280,11 @@ class Agent:
     policy: Callable[[State], Params]
     begin: Callable[[int], Carry]
     act: Callable[[Params, Carry, Observation, Array, Acting], tuple[Action, Carry, Extras]]
-    batches: Callable[[State, Trajectory, Key], Batch]
+    batches: Callable[[State, Any, Key], Batch]
     grads: Callable[[State, Any, Key], Gradient]
     apply: Callable[[State, Gradient], State]
     observe: Callable[[State, Trajectory], State]
-    learn: Callable[[State, Trajectory, Key], Update]
+    learn: Callable[[State, Any, Key], Update]
 
 
 class Algorithm(Protocol):
