@@ -148,6 +148,7 @@ def spec_to_json(spec: EnvSpec) -> dict[str, Any]:
         "critic": None if spec.critic is None else spaces.to_json(spec.critic),
         "masked": spec.masked,
         "max_episode_steps": spec.max_episode_steps,
+        "frames": spec.frames,
     }
 
 
@@ -159,6 +160,7 @@ def spec_from_json(data: Mapping[str, Any]) -> EnvSpec:
         critic=None if data["critic"] is None else spaces.from_json(data["critic"]),
         masked=data["masked"],
         max_episode_steps=data["max_episode_steps"],
+        frames=data.get("frames", 1),  # absent from what older versions wrote
     )
 
 

@@ -126,7 +126,7 @@ def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...]) -
     if spec.masked:
         mask = None if mask is None else _flat_mask(spec.action, mask, batch)
         if mask is None:
-            mask = np.ones((*batch, _choices(spec.action)), bool)
+            mask = np.ones((*batch, sum(spaces.choices(spec.action))), bool)
     return Observation(_cast(spec.observation, policy, batch, spec.id), critic, mask if spec.masked else None)
 
 
@@ -147,18 +147,6 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
     return array.astype(like.dtype)
 
 
-def _choices(space: spaces.Space) -> int:
-    match space:
-        case spaces.Discrete():
-            return space.n
-        case spaces.MultiDiscrete():
-            return sum(space.nvec)
-        case spaces.MultiBinary():
-            return 2 * int(np.prod(space.shape))
-        case _:
-            raise ShoalError(f"actions of {space} take no mask")
-
-
 def _flat_mask(space: spaces.Space, mask: Any, batch: tuple[int, ...]) -> np.ndarray:
     """Gymnasium's forms of a mask as `types.Observation` has it: bool [*batch, choices]."""
     if isinstance(space, spaces.MultiBinary):
@@ -167,6 +155,7 @@ def _flat_mask(space: spaces.Space, mask: Any, batch: tuple[int, ...]) -> np.nda
     if isinstance(mask, tuple | list) and isinstance(space, spaces.MultiDiscrete):
         mask = np.concatenate([np.asarray(m).reshape(*batch, -1) for m in mask], axis=-1)
     flat = np.asarray(mask).reshape(*batch, -1) != 0
-    if flat.shape[-1] != _choices(space):
-        raise ShoalError(f"an action mask here has {_choices(space)} entries, got {flat.shape[-1]}")
+    entries = sum(spaces.choices(space))
+    if flat.shape[-1] != entries:
+        raise ShoalError(f"an action mask here has {entries} entries, got {flat.shape[-1]}")
     return flat

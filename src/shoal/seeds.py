@@ -11,8 +11,7 @@ import jax
 
 from shoal.counters import value
 from shoal.errors import ShoalError
-from shoal.execution import Iteration
-from shoal.execution.compiled import Compiled, CompiledRun
+from shoal.execution.compiled import Compiled, CompiledRun, iteration_of
 from shoal.metrics import Result
 from shoal.trainer import Trainer
 
@@ -50,31 +49,28 @@ def train_seeds(
         for seed, place in zip(seeds, where, strict=True)
     ]
     runs = [run for trainer in trainers if isinstance(run := trainer._run, CompiledRun)]
-    together = jax.jit(jax.vmap(runs[0].program))
-    keys = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[run.keys for run in runs])
-    loop = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *[run.loop for run in runs])
+    together = jax.jit(jax.vmap(runs[0].program), donate_argnums=2)
+    stacked = lambda *leaves: jax.numpy.stack(leaves)  # noqa: E731
+    keys = jax.tree.map(stacked, *[run.keys for run in runs])
+    loop = jax.tree.map(stacked, *[run.loop for run in runs])
+    store = jax.tree.map(stacked, *[run.store for run in runs])
     done = [0] * len(seeds)
     try:
         while min(done) < steps:
             begun = time.perf_counter()
-            loop, metrics, (reward, first) = together(keys, loop)
-            metrics, reward, first, counts = jax.device_get((metrics, reward, first, loop.learner.env_steps))
-            spent = {"compiled": time.perf_counter() - begun}
+            loop, store, seen = together(keys, loop, store)
+            seen, counts = jax.device_get((seen, loop.learner.env_steps))
+            spent = time.perf_counter() - begun
             results = []
             for s, trainer in enumerate(trainers):
-                part = Iteration(
-                    metrics={name: values[s] for name, values in metrics.items()},
-                    fragments=list(zip(reward[s], first[s], strict=True)),
-                    info={},
-                    spent=spent,
-                )
+                part = iteration_of(jax.tree.map(lambda x, s=s: x[s], seen), spent)
                 done[s] = value(jax.tree.map(lambda x, s=s: x[s], counts))
                 results.append(trainer._take(part, done[s], begun))
             if on_results is not None:
                 on_results(results)
     finally:
         for s, run in enumerate(runs):
-            run.loop = jax.tree.map(lambda x, s=s: x[s], loop)
+            run.loop, run.store = jax.tree.map(lambda x, s=s: x[s], (loop, store))
         for trainer in trainers:
             trainer._finish(done=min(done) >= steps)
     return trainers

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from shoal.errors import ShoalError
+
 
 @dataclass(frozen=True)
 class Box:
@@ -153,3 +155,15 @@ def zeros(space: Space, batch: tuple[int, ...] = ()) -> Any:
             return tuple(zeros(s, batch) for s in space.spaces)
         case Dict():
             return {name: zeros(s, batch) for name, s in space.spaces}
+
+
+def choices(space: Space) -> tuple[int, ...]:
+    """How many options each choice of a maskable action space has. Raises ShoalError for other spaces."""
+    match space:
+        case Discrete():
+            return (space.n,)
+        case MultiDiscrete():
+            return space.nvec
+        case MultiBinary():
+            return (2,) * math.prod(space.shape)
+    raise ShoalError(f"a {type(space).__name__} action space has no mask")

@@ -21,6 +21,7 @@ from shoal.config import (
     environment_to_json,
     executor_from_json,
     executor_to_json,
+    spec_from_json,
     spec_to_json,
     versions,
 )
@@ -406,8 +407,9 @@ def _rebuild(
         **how,
         **{name: config[name] for name in kept},
     )
-    if trainer.config["spec"] != config["spec"]:
-        differing = [name for name, value in config["spec"].items() if trainer.config["spec"][name] != value]
+    now, then = trainer.config["spec"], spec_to_json(spec_from_json(config["spec"]))
+    if now != then:
+        differing = [name for name, value in then.items() if now[name] != value]
         raise ShoalError(
             f"the environment is not the one of this run, {config['spec']['id']}: its {', '.join(differing)} "
             "differ"

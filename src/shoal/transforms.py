@@ -32,13 +32,17 @@ from shoal.types import (
     Batch,
     Carry,
     Counter,
+    Draws,
     EnvSpec,
     Extras,
     Key,
     Observation,
     Params,
+    Replay,
+    Sequences,
     State,
     Trajectory,
+    Transitions,
 )
 
 _EPSILON = 1e-8  # added to variances, as VecNormalize does
@@ -109,9 +113,10 @@ def normalize_observations(agent: Agent, spec: EnvSpec, clip: float = 10.0) -> A
     """Show the agent observations of mean 0 and standard deviation 1 (running), clipped to +-clip.
 
     Only leaves from a Box of real numbers are touched, of `obs.policy` and `obs.critic`; integers, images of
-    bytes and masks pass as they are. A fragment is learned from with the very numbers that acted; each of
-    its observations (rows 0 to T - 1, those after a reset included) then counts once. Before the first
-    fragment observations pass unchanged. A feature that never changed is shown as it is, less its mean.
+    bytes and masks pass as they are. A fragment is learned from with the very numbers that acted (what a
+    replay stored is normalised anew, each time it is drawn); each of its observations (rows 0 to T - 1,
+    those after a reset included) then counts once. Before the first fragment observations pass unchanged.
+    A feature that never changed is shown as it is, less its mean.
 
     Acting parameters become {"agent": ..., "observation_stats": ...}; `State.extra["observation_stats"]`
     holds `Moments` for each leaf, by role. Raises ShoalError where clip is not positive.
@@ -140,11 +145,12 @@ def normalize_observations(agent: Agent, spec: EnvSpec, clip: float = 10.0) -> A
     ) -> tuple[Action, Carry, Extras]:
         return agent.act(params["agent"], carry, _normalized(obs, params["observation_stats"]), first, acting)
 
-    def inner(state: State, trajectory: Trajectory) -> Trajectory:
-        return trajectory._replace(obs=_normalized(trajectory.obs, frozen(state)))
+    def inner(state: State, experience: Any) -> Any:
+        stats = frozen(state)
+        return _with_observations(experience, lambda obs: _normalized(obs, stats))
 
-    def batches(state: State, trajectory: Trajectory, key: Key) -> Batch:
-        return agent.batches(state, inner(state, trajectory), key)
+    def batches(state: State, experience: Any, key: Key) -> Batch:
+        return agent.batches(state, inner(state, experience), key)
 
     def observe(state: State, trajectory: Trajectory) -> State:
         stats = {
@@ -196,15 +202,14 @@ def scale_rewards(agent: Agent, discount: float, clip: float = 10.0) -> Agent:
         after = discount * trajectory.extras["running_return"] + trajectory.reward
         return state.extra["reward_stats"].merge(after, trajectory.weight)
 
-    def inner(trajectory: Trajectory, stats: Moments) -> Trajectory:
-        return trajectory._replace(
-            reward=jnp.clip(trajectory.reward * stats.scale, -clip, clip),
-            extras={name: x for name, x in trajectory.extras.items() if name != "running_return"},
-            carry=trajectory.carry[0],
-        )
+    def inner(experience: Any, stats: Moments) -> Any:
+        scaled = lambda reward: jnp.clip(reward * stats.scale, -clip, clip)  # noqa: E731
+        return _with_rewards(experience, scaled)
 
-    def batches(state: State, trajectory: Trajectory, key: Key) -> Batch:
-        return agent.batches(state, inner(trajectory, merged(state, trajectory)), key)
+    def batches(state: State, experience: Any, key: Key) -> Batch:
+        stored = isinstance(experience, Draws)  # what a replay gives was taken in when it was stored
+        stats = state.extra["reward_stats"] if stored else merged(state, experience)
+        return agent.batches(state, inner(experience, stats), key)
 
     def observe(state: State, trajectory: Trajectory) -> State:
         stats = merged(state, trajectory)  # a second time: the compiler joins it with the one in `batches`
@@ -217,7 +222,33 @@ def scale_rewards(agent: Agent, discount: float, clip: float = 10.0) -> Agent:
 def _rebuilt(agent: Agent, **parts: Callable[..., Any]) -> Agent:
     """The agent with some of its functions replaced, and `learn` derived from the result."""
     new = dataclasses.replace(agent, **parts)
-    return dataclasses.replace(new, learn=learner(new.batches, new.grads, new.apply, new.observe))
+    observe = None if isinstance(agent.plan, Replay) else new.observe
+    return dataclasses.replace(new, learn=learner(new.batches, new.grads, new.apply, observe))
+
+
+def _with_observations(experience: Any, change: Callable[[Observation], Observation]) -> Any:
+    """The experience, of whatever kind, with each observation changed."""
+    match experience:
+        case Draws():
+            return experience._replace(minibatches=_with_observations(experience.minibatches, change))
+        case Sequences():
+            return experience._replace(trajectory=_with_observations(experience.trajectory, change))
+        case Transitions():
+            return experience._replace(obs=change(experience.obs), next_obs=change(experience.next_obs))
+    return experience._replace(obs=change(experience.obs))
+
+
+def _with_rewards(experience: Any, change: Callable[[Array], Array]) -> Any:
+    """The experience with each reward changed, and without the running return that `act` noted beside."""
+    match experience:
+        case Draws():
+            return experience._replace(minibatches=_with_rewards(experience.minibatches, change))
+        case Sequences():
+            return experience._replace(trajectory=_with_rewards(experience.trajectory, change))
+        case Transitions():
+            return experience._replace(reward=change(experience.reward))
+    extras = {name: x for name, x in experience.extras.items() if name != "running_return"}
+    return experience._replace(reward=change(experience.reward), extras=extras, carry=experience.carry[0])
 
 
 def _for_real_leaves(space: Space, make: Callable[[tuple[int, ...]], Any]) -> Any:

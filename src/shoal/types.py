@@ -1,7 +1,8 @@
 """The vocabulary: all that an algorithm, an environment and an executor say to each other.
 
 Shape letters, everywhere: T time steps (rows), B environments, N minibatch rows, K minibatches,
-L rows of a stored sequence, A actions. Arrays are NumPy on the host and JAX inside compiled code; both are written `Array`.
+L rows of a stored sequence, A actions. Arrays are NumPy on the host and JAX inside compiled code; both are
+written `Array`.
 
 The convention for time. An environment resets on the step *after* its episode ended (Gymnasium's
 NEXT_STEP mode), so `obs[t + 1]` always follows `action[t]`, also where a time limit cut the

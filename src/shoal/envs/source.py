@@ -220,6 +220,7 @@ def _host_source(
 
 def _host_spec(env: Any, name: str, limit: int | None) -> EnvSpec:
     """What one reset of `env` and its spaces say. Closes it."""
+    from shoal.envs.frames import frames_of
     from shoal.envs.rows import MASK, check_shape, convert_space, layout_of
 
     try:
@@ -233,6 +234,7 @@ def _host_spec(env: Any, name: str, limit: int | None) -> EnvSpec:
             critic=layout.critic,
             masked=bool(layout.mask_in),
             max_episode_steps=limit,
+            frames=frames_of(env),
         )
     finally:
         env.close()

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from shoal.checks import divides
 from shoal.errors import ShoalError
-from shoal.types import Agent, Metrics, OnPolicy, State
+from shoal.types import Agent, Metrics, State
 
 if TYPE_CHECKING:
     from shoal.envs import Source
@@ -62,12 +61,6 @@ class Executor(Protocol):
     def envs(self) -> int: ...
 
     def start(self, agent: Agent, source: Source, seed: int) -> Run: ...
-
-
-def check_plan(plan: OnPolicy, envs: int) -> None:
-    """Raises ShoalError where an update of `envs` environments cannot be divided as the plan wants."""
-    count, what = (envs, "environments' fragments") if plan.sequences else (envs * plan.rows, "rows")
-    divides(plan.minibatches, count, "minibatches", what)
 
 
 def group_size(envs: int, groups: int) -> int:

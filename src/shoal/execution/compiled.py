@@ -16,10 +16,11 @@ from shoal.checkpoint import restore
 from shoal.envs import Source
 from shoal.envs.jax import VectorEnv, vectorize
 from shoal.errors import ShoalError
-from shoal.execution import Iteration, check_plan, group_size
+from shoal.execution import Iteration, group_size
+from shoal.execution.learning import Learning, LearnKeys, described, learning_of
 from shoal.execution.unroll import compiled_unroll
 from shoal.keys import fold, key_for
-from shoal.types import Agent, Array, Carry, Metrics, State, Step, Trajectory
+from shoal.types import Agent, Array, Carry, State, Step, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Compiled:
 
 
 class Loop(NamedTuple):
-    """All that an iteration changes; arrays of the groups have a leading axis [G, ...]."""
+    """All that an iteration changes but the learner's store; arrays of the groups have a leading axis
+    [G, ...]."""
 
     learner: State
     env: Any
@@ -56,12 +58,12 @@ class Keys(NamedTuple):
     init: Array
     act: Array
     env: Array
-    learn: Array
+    learning: LearnKeys
 
     @staticmethod
     def of(seed: int, groups: int) -> Keys:
         per_group = lambda role: np.stack([key_for(seed, role, g) for g in range(groups)])  # noqa: E731
-        return Keys(key_for(seed, "init"), per_group("act"), per_group("env"), key_for(seed, "learn"))
+        return Keys(key_for(seed, "init"), per_group("act"), per_group("env"), LearnKeys.of(seed))
 
 
 def begin(agent: Agent, env: VectorEnv, size: int, keys: Keys) -> Loop:
@@ -72,8 +74,18 @@ def begin(agent: Agent, env: VectorEnv, size: int, keys: Keys) -> Loop:
     return Loop(agent.init(keys.init), env_state, step, carry, jnp.zeros((), jnp.uint32))
 
 
-def iterate(agent: Agent, env: VectorEnv, size: int, keys: Keys, loop: Loop) -> tuple[Loop, Metrics, Any]:
-    """One fragment of every group, then one update. Pure; also gives each group's (reward, first)."""
+class Seen(NamedTuple):
+    """What an iteration shows: the update's metrics and its number of gradient steps (None where it is
+    always the same), and each group's rewards [G, T, B] and first flags [G, T + 1, B]."""
+
+    metrics: Any
+    updates: Any
+    reward: Array
+    first: Array
+
+
+def collect(agent: Agent, env: VectorEnv, size: int, keys: Keys, loop: Loop) -> tuple[Trajectory, Loop]:
+    """One fragment of every group, [G, T, ...], and the loop after it. Pure."""
     params = agent.policy(loop.learner)
     groups = keys.act.shape[0]
 
@@ -97,9 +109,19 @@ def iterate(agent: Agent, env: VectorEnv, size: int, keys: Keys, loop: Loop) -> 
     trajectory, env_state, step, carry = each_group(
         fragment, (numbers, keys.act, loop.env, loop.step, loop.carry)
     )
-    update = agent.learn(loop.learner, _beside(trajectory), fold(keys.learn, loop.iteration))
-    after = Loop(update.state, env_state, step, carry, loop.iteration + 1)
-    return after, update.metrics, (trajectory.reward, trajectory.first)
+    return trajectory, Loop(loop.learner, env_state, step, carry, loop.iteration + 1)
+
+
+def iterate(
+    agent: Agent, learning: Learning, env: VectorEnv, size: int, keys: Keys, loop: Loop, store: Any
+) -> tuple[Loop, Any, Seen]:
+    """One fragment of every group, then what is to be learned: (loop, store, what was seen). Pure."""
+    trajectory, after = collect(agent, env, size, keys, loop)
+    learner, store, metrics, updates = learning.take(
+        loop.learner, store, _beside(trajectory), keys.learning, loop.iteration
+    )
+    seen = Seen(metrics, updates, trajectory.reward, trajectory.first)
+    return after._replace(learner=learner), store, seen
 
 
 def each_group(function: Any, arguments: Any) -> Any:
@@ -119,7 +141,7 @@ def _beside(trajectory: Trajectory) -> Trajectory:
 
 
 class CompiledRun:
-    """A started Compiled executor. program(keys, loop) is one iteration as a pure function."""
+    """A started Compiled executor. program(keys, loop, store) is one iteration as a pure function."""
 
     def __init__(self, agent: Agent, source: Source, seed: int, envs: int, groups: int) -> None:
         if source.jax_env is None:
@@ -128,13 +150,16 @@ class CompiledRun:
                 "(--on local), or an environment such as 'jax:CartPole-v1'"
             )
         size = group_size(envs, groups)
-        check_plan(agent.plan, envs)
         env = vectorize(source.jax_env, size)
         # The keys are arguments, not constants: one compiled program serves every seed.
         self.keys = Keys.of(seed, groups)
-        self.program = partial(iterate, agent, env, size)
-        self._iterate = jax.jit(self.program)
+        self._learning = learning_of(agent, source.spec, envs, host=False)
+        self.program = partial(iterate, agent, self._learning, env, size)
+        # The store alone is given away: a replay must not be copied, and nobody else holds its arrays.
+        self._iterate = jax.jit(self.program, donate_argnums=2)
         self.loop: Loop = jax.jit(lambda keys: begin(agent, env, size, keys))(self.keys)
+        form, _ = jax.eval_shape(partial(collect, agent, env, size), self.keys, self.loop)
+        self.store: Any = self._learning.begin(jax.eval_shape(_beside, form))
 
     @property
     def state(self) -> State:
@@ -145,23 +170,30 @@ class CompiledRun:
         self.loop = self.loop._replace(learner=state)
 
     def iterate(self) -> Iteration:
-        """One fragment of every group, then one update, in one call."""
+        """One fragment of every group, then what is to be learned, in one call."""
         begun = perf_counter()
-        self.loop, metrics, (reward, first) = self._iterate(self.keys, self.loop)
-        metrics, reward, first = jax.device_get((metrics, reward, first))
-        return Iteration(
-            metrics=metrics,
-            fragments=list(zip(reward, first, strict=True)),
-            info={},
-            spent={"compiled": perf_counter() - begun},
-        )
+        self.loop, self.store, seen = self._iterate(self.keys, self.loop, self.store)
+        return iteration_of(jax.device_get(seen), perf_counter() - begun)
 
     def save(self) -> dict[str, Any]:
-        return jax.device_get(self.loop._replace(learner=())._asdict())
+        loop = jax.device_get(self.loop._replace(learner=())._asdict())
+        return loop | {"store": self._learning.save(self.store)}
 
     def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
         template = self.loop._replace(learner=())._asdict()
-        self.loop = Loop(**restore(template, saved, prefix))._replace(learner=self.loop.learner)
+        arrays = {path: x for path, x in saved.items() if not path.startswith(f"{prefix}/store/")}
+        self.loop = Loop(**restore(template, arrays, prefix))._replace(learner=self.loop.learner)
+        self.store = self._learning.load(self.store, saved, f"{prefix}/store")
 
     def close(self) -> None:
         pass
+
+
+def iteration_of(seen: Seen, seconds: float) -> Iteration:
+    """What the trainer gets: `seen` in NumPy arrays, of one seed."""
+    return Iteration(
+        metrics=described(seen.metrics, seen.updates),
+        fragments=list(zip(seen.reward, seen.first, strict=True)),
+        info={},
+        spent={"compiled": seconds},
+    )

@@ -12,8 +12,9 @@ import numpy as np
 
 from shoal.checkpoint import nested, restore
 from shoal.envs import Source
-from shoal.execution import Iteration, check_plan, group_size
-from shoal.execution.unroll import act_row, host_unroll, join
+from shoal.execution import Iteration, group_size
+from shoal.execution.learning import LearnKeys, described, learning_of
+from shoal.execution.unroll import act_row, fragment_form, host_unroll, join
 from shoal.keys import fold, key_for
 from shoal.types import Agent, State
 
@@ -41,21 +42,21 @@ class LocalRun:
 
     def __init__(self, agent: Agent, source: Source, seed: int, envs: int, groups: int) -> None:
         size = group_size(envs, groups)
-        check_plan(agent.plan, envs)
+        self._learning = learning_of(agent, source.spec, envs, host=True)
         self._rows = agent.plan.rows
         self._act = jax.jit(act_row(agent))
-        self._learn = jax.jit(agent.learn)
         self._policy = jax.jit(agent.policy)
         self._groups = [source.make_group(seed, g, size) for g in range(groups)]
         self._index = [np.arange(g * size, (g + 1) * size, dtype=np.int32) for g in range(groups)]
         self._act_keys = [key_for(seed, "act", g) for g in range(groups)]
-        self._learn_key = key_for(seed, "learn")
+        self._keys = LearnKeys.of(seed)
         self._carry = [agent.begin(size) for _ in range(groups)]
         self._iteration = 0
         self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
+        self._store = self._learning.begin(fragment_form(agent, source.spec, envs, self.state))
 
     def iterate(self) -> Iteration:
-        """One fragment of every group, then one update."""
+        """One fragment of every group, then what is to be learned."""
         spent = {"env": 0.0, "act": 0.0}
         params = self._policy(self.state)
         trajectories = []
@@ -74,14 +75,15 @@ class LocalRun:
             )
             trajectories.append(trajectory)
         begun = perf_counter()
-        update = self._learn(self.state, join(trajectories), fold(self._learn_key, self._iteration))
-        metrics = jax.device_get(update.metrics)
-        self.state = update.state
+        self.state, self._store, metrics, updates = self._learning.take(
+            self.state, self._store, join(trajectories), self._keys, self._iteration
+        )
+        metrics = jax.device_get(metrics)
         spent["learn"] = perf_counter() - begun
         self._iteration += 1
         info = [group.info() for group in self._groups]
         return Iteration(
-            metrics=metrics,
+            metrics=described(metrics, updates),
             fragments=[(t.reward, t.first) for t in trajectories],
             info={
                 k: float(np.mean([i[k] for i in info if k in i]))
@@ -95,13 +97,15 @@ class LocalRun:
             str(g): {"env": group.save(), "carry": jax.device_get(self._carry[g])}
             for g, group in enumerate(self._groups)
         }
-        return {"iteration": np.int64(self._iteration), "groups": groups}
+        store = self._learning.save(self._store)
+        return {"iteration": np.int64(self._iteration), "groups": groups, "store": store}
 
     def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
         self._iteration = int(saved[f"{prefix}/iteration"])
         for g, group in enumerate(self._groups):
             group.load(nested(saved, f"{prefix}/groups/{g}/env"))
             self._carry[g] = restore(self._carry[g], saved, f"{prefix}/groups/{g}/carry")
+        self._store = self._learning.load(self._store, saved, f"{prefix}/store")
 
     def close(self) -> None:
         for group in self._groups:

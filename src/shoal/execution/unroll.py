@@ -16,7 +16,21 @@ import numpy as np
 
 from shoal.envs.jax import VectorEnv
 from shoal.keys import fold
-from shoal.types import Acting, Agent, Array, Carry, Group, Key, Observation, Params, Step, Trajectory
+from shoal.spaces import choices, zeros
+from shoal.types import (
+    Acting,
+    Agent,
+    Array,
+    Carry,
+    EnvSpec,
+    Group,
+    Key,
+    Observation,
+    Params,
+    State,
+    Step,
+    Trajectory,
+)
 
 ActRow = Callable[..., tuple[Any, Carry, Any]]
 
@@ -44,6 +58,39 @@ def act_row(agent: Agent) -> ActRow:
         return agent.act(params, carry, obs, first, acting)
 
     return act
+
+
+def zero_observation(spec: EnvSpec, batch: tuple[int, ...]) -> Observation:
+    """An observation of zeros, of all the roles that the environment has: NumPy leaves [*batch, ...]."""
+    return Observation(
+        policy=zeros(spec.observation, batch),
+        critic=None if spec.critic is None else zeros(spec.critic, batch),
+        mask=np.zeros((*batch, sum(choices(spec.action))), bool) if spec.masked else None,
+    )
+
+
+def fragment_form(agent: Agent, spec: EnvSpec, envs: int, state: State) -> Trajectory:
+    """The shapes and dtypes of a fragment of `envs` host environments, as jax.ShapeDtypeStruct."""
+    rows, size = agent.plan.rows, (envs,)
+    obs = zero_observation(spec, size)
+    params = jax.eval_shape(agent.policy, state)
+    keys = np.zeros((envs, 2), np.uint32)
+    acting = Acting(keys, np.zeros(size, np.int32), np.True_, np.zeros(size, np.float32))
+    action, carry, extras = jax.eval_shape(
+        agent.act, params, agent.begin(envs), obs, np.zeros(size, bool), acting
+    )
+    times = lambda count: lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)  # noqa: E731
+    reward = jax.ShapeDtypeStruct((rows, envs), np.float32)
+    return Trajectory(
+        obs=jax.tree.map(times(rows + 1), obs),
+        first=jax.ShapeDtypeStruct((rows + 1, envs), bool),
+        action=jax.tree.map(times(rows), action),
+        reward=reward,
+        terminated=jax.ShapeDtypeStruct(reward.shape, bool),
+        version=jax.ShapeDtypeStruct(reward.shape, np.int32),
+        extras=jax.tree.map(times(rows), extras),
+        carry=carry,
+    )
 
 
 def compiled_unroll(

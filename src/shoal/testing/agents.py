@@ -11,9 +11,8 @@ import numpy as np
 
 from shoal import counters
 from shoal.keys import key_for
-from shoal.spaces import Box, Dict, Space, Tuple, zeros
+from shoal.spaces import Box, Dict, Space, Tuple, choices, zeros
 from shoal.testing.groups import limits
-from shoal.testing.tiny import choices
 from shoal.testing.trial import Trial, equal, fault, leaves, make_trial, same_form
 from shoal.testing.updates import (
     halves_add_up,

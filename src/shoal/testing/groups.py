@@ -10,9 +10,10 @@ import numpy as np
 
 from shoal.envs import Source
 from shoal.errors import ShoalError
+from shoal.execution.unroll import zero_observation
 from shoal.keys import fold, key_for
-from shoal.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple, zeros
-from shoal.testing.tiny import allowed, choices, sample
+from shoal.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple, choices
+from shoal.testing.tiny import allowed, sample
 from shoal.types import EnvSpec, Group, Observation, Step
 
 _SIZE = 3
@@ -137,9 +138,7 @@ def check_types(spec: EnvSpec, obs: Any, what: str, batch: tuple[int, ...]) -> N
     """Raise where an Observation's arrays have not the specification's structure, shapes and dtypes."""
     if not isinstance(obs, Observation):
         raise ShoalError(f"{what} must be a shoal.types.Observation, not {type(obs).__name__}")
-    mask = np.zeros((*batch, sum(choices(spec.action))), bool) if spec.masked else None
-    critic = None if spec.critic is None else zeros(spec.critic, batch)
-    wanted = Observation(zeros(spec.observation, batch), critic, mask)
+    wanted = zero_observation(spec, batch)
     if jax.tree.structure(obs) != jax.tree.structure(wanted):
         raise ShoalError(
             f"{what} has the structure {jax.tree.structure(obs)}, the specification says "

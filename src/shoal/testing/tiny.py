@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shoal.errors import ShoalError
 from shoal.keys import Key, uniform
-from shoal.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
+from shoal.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple, choices
 from shoal.types import Array, EnvSpec, Observation
 
 _FOUR, _FIVE = Discrete(4), Discrete(5)
@@ -263,18 +262,6 @@ def agreement(space: Space, action: Any, goal: Any) -> jax.Array:
             return 1.0 - jnp.square((action - goal) / (high - low)).mean()
         case _:
             return (jnp.asarray(action) == goal).astype(jnp.float32).mean()
-
-
-def choices(space: Space) -> tuple[int, ...]:
-    """How many options each choice of a maskable action space has. Raises ShoalError for other spaces."""
-    match space:
-        case Discrete():
-            return (space.n,)
-        case MultiDiscrete():
-            return space.nvec
-        case MultiBinary():
-            return (2,) * math.prod(space.shape)
-    raise ShoalError(f"a {type(space).__name__} action space has no mask")
 
 
 def sample_mask(space: Space, key: Key) -> Any:

@@ -1,0 +1,118 @@
+"""What becomes of an iteration's fragments: they are learned from at once, or stored and drawn from.
+
+    OnPolicy:  trajectory -> learn
+    Replay:    trajectory -> observe, insert -> draw the gradient steps that are due -> learn -> reprioritize
+
+Both as a `Learning`, on the host (arrays of NumPy, a few compiled calls) and traceable (all within one compiled
+program), to the same bits. What an executor keeps for it between iterations is the `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shoal.checkpoint import restore
+from shoal.checks import divides
+from shoal.execution.credit import Credit, earn, most_updates, no_credit
+from shoal.keys import fold, key_for
+from shoal.types import Agent, Array, Draws, EnvSpec, Metrics, Replay, State, Trajectory
+
+
+class LearnKeys(NamedTuple):
+    """The keys of an experiment's updates: uint32 [2] each."""
+
+    learn: Array
+    draw: Array
+
+    @staticmethod
+    def of(seed: int) -> LearnKeys:
+        return LearnKeys(key_for(seed, "learn"), key_for(seed, "draw"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """The learner's side of an iteration.
+
+    begin: the first store, from a Trajectory of anything with shape and dtype. take: (state, store,
+    trajectory, keys, iteration) -> (state, store, metrics, number of gradient steps or None where it is
+    always the same). save, load: the store as arrays for a checkpoint, and from one.
+    """
+
+    begin: Callable[[Trajectory], Any]
+    take: Callable[[State, Any, Trajectory, LearnKeys, Any], tuple[State, Any, Metrics, Any]]
+    save: Callable[[Any], Any]
+    load: Callable[[Any, Mapping[str, np.ndarray], str], Any]
+
+
+def learning_of(agent: Agent, spec: EnvSpec, envs: int, *, host: bool) -> Learning:
+    """How this agent learns from fragments of `envs` environments. Raises ShoalError, one line, where an
+    update cannot be divided as the plan wants, or the replay cannot hold what it must."""
+    plan = agent.plan
+    if isinstance(plan, Replay):
+        return _replayed(agent, plan, spec, envs, host)
+    count, what = (envs, "environments' fragments") if plan.sequences else (envs * plan.rows, "rows")
+    divides(plan.minibatches, count, "minibatches", what)
+    learn = jax.jit(agent.learn) if host else agent.learn
+
+    def take(state: State, store: Any, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
+        update = learn(state, trajectory, fold(keys.learn, iteration))
+        return update.state, store, update.metrics, None
+
+    return Learning(
+        begin=lambda form: (), take=take, save=lambda store: (), load=lambda store, saved, prefix: ()
+    )
+
+
+def described(metrics: Metrics, updates: Any) -> dict[str, Any]:
+    """The metrics of an iteration, in which perhaps no gradient step was due: those of none are left out."""
+    if updates is None:
+        return dict(metrics)
+    return {**(metrics if updates else {}), "replay/gradient_steps": updates}
+
+
+class Store(NamedTuple):
+    """The replay, and how many gradient steps its data have earned: see `credit.py`."""
+
+    memory: Any
+    credit: Credit
+
+
+def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) -> Learning:
+    from shoal import replay
+
+    layout = replay.Layout.of(plan, spec, envs)
+    most = most_updates(plan, envs)
+    observe, learn = (jax.jit(agent.observe), jax.jit(agent.learn)) if host else (agent.observe, agent.learn)
+
+    def begin(form: Trajectory) -> Store:
+        return Store(replay.empty(layout, form, np if host else jnp), no_credit(plan))
+
+    def take(state: State, store: Store, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
+        state = observe(state, trajectory)
+        memory = replay.insert(layout, store.memory, trajectory)
+        steps = (~trajectory.first[1:]).sum(dtype=np.int32)
+        credit, count = earn(plan, store.credit, steps, replay.stored(layout, memory), most)
+        if host and not count:
+            return state, Store(memory, credit), {}, 0
+        drawn = replay.draw(layout, memory, fold(keys.draw, iteration), most, plan.batch_size)
+        update = learn(state, Draws(drawn, count), fold(keys.learn, iteration))
+        if plan.prioritized:
+            new = np.asarray(update.priorities) if host else update.priorities
+            memory = replay.reprioritize(layout, memory, drawn.index, new, count)
+        return update.state, Store(memory, credit), update.metrics, count
+
+    def save(store: Store) -> dict[str, Any]:
+        return {"memory": replay.save(layout, store.memory), "credit": store.credit._asdict()}
+
+    def load(store: Store, saved: Mapping[str, np.ndarray], prefix: str) -> Store:
+        credit = restore(store.credit._asdict(), saved, f"{prefix}/credit")
+        memory = replay.load(layout, store.memory, saved, f"{prefix}/memory")
+        return Store(memory, Credit(**credit))
+
+    return Learning(begin=begin, take=take, save=save, load=load)
