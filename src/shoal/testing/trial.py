@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.keys import fold, key_for
 from shoal.testing.tiny import sample, sample_mask
-from shoal.types import Acting, Agent, Batch, EnvSpec, Gradient, Observation, State, Trajectory
+from shoal.types import (
+    Acting,
+    Agent,
+    Batch,
+    Draws,
+    EnvSpec,
+    Gradient,
+    Observation,
+    OnPolicy,
+    Replay,
+    State,
+    Trajectory,
+)
 
 
 class Inputs(NamedTuple):
@@ -38,7 +49,7 @@ class Trial:
     act: Callable[..., Any]
     learn: Callable[..., Any]
     batches: Callable[..., Batch]
-    grads: Callable[..., Gradient]  # (state, batch, index of one minibatch, key)
+    grads: Callable[..., Gradient]  # (state, rows of one minibatch, key)
     state: State
     params: Any
     obs: Observation  # [T + 1, B, ...]
@@ -85,6 +96,42 @@ class Trial:
             carry=jax.tree.map(np.asarray, start),
         )
 
+    @cached_property
+    def experience(self) -> Any:
+        """What `learn` takes: the fragment, or what a replay draws that holds it."""
+        plan = self.agent.plan
+        return self.fragment if isinstance(plan, OnPolicy) else drawn(plan, self.spec, self.fragment)
+
+
+def drawn(plan: Replay, spec: EnvSpec, fragment: Trajectory) -> Draws:
+    """Three minibatches, of which two are to be used, from a replay that holds the fragment so many times
+    that the longest stretch can be drawn. One row in eight is made to weigh nothing."""
+    from shoal import replay
+
+    envs = fragment.reward.shape[1]
+    layout = replay.Layout.of(plan, spec, envs)
+    memory = replay.empty(layout, fragment, np)
+    for _ in range(2 + plan.sequence // plan.rows):
+        memory = replay.insert(layout, memory, fragment)
+    rows = replay.draw(layout, memory, key_for(0, "check_agent", "draw"), 3, plan.batch_size)
+    idle = np.broadcast_to(np.arange(plan.batch_size) % 8 == 1, rows.weight.shape)
+    return Draws(rows._replace(weight=np.where(idle, np.float32(0.0), rows.weight)), np.asarray(2, np.int32))
+
+
+def rows_of(batch: Batch, k: int) -> Any:
+    """The rows of minibatch k: leaves [N, ...]."""
+    if batch.index is None:
+        return jax.tree.map(lambda x: np.asarray(x)[k], batch.rows)
+    index = batch.index[k]
+    return jax.tree.map(lambda x: np.asarray(x)[index], batch.rows)
+
+
+def used(batch: Batch) -> int:
+    """How many minibatches of the batch are to be used."""
+    if batch.count is not None:
+        return int(batch.count)
+    return len(jax.tree.leaves(batch.rows if batch.index is None else batch.index)[0])
+
 
 def make_trial(agent: Agent, spec: EnvSpec, envs: int, seed: int) -> Trial:
     rows, rng = agent.plan.rows, np.random.default_rng(seed)
@@ -98,7 +145,7 @@ def make_trial(agent: Agent, spec: EnvSpec, envs: int, seed: int) -> Trial:
         act=jax.jit(agent.act),
         learn=jax.jit(agent.learn),
         batches=jax.jit(agent.batches),
-        grads=partial(_gradient, agent.grads),
+        grads=jax.jit(agent.grads),
         state=state,
         params=jax.jit(agent.policy)(state),
         obs=observations(spec, (rows + 1, envs), seed),
@@ -106,12 +153,6 @@ def make_trial(agent: Agent, spec: EnvSpec, envs: int, seed: int) -> Trial:
         reward=reward,
         terminated=terminated,
     )
-
-
-@partial(jax.jit, static_argnums=0)
-def _gradient(grads: Callable[..., Gradient], state: State, batch: Batch, index: Any, key: Any) -> Gradient:
-    """Of one minibatch: the rows of the batch that `index` names."""
-    return grads(state, jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch.rows), key)
 
 
 def _flags(rows: int, envs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
