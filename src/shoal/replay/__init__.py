@@ -1,0 +1,28 @@
+"""Replay: past experience, drawn again and again, in host memory or on the device.
+
+One set of pure functions over a `Memory` of arrays: NumPy arrays are written in place, JAX arrays are traced
+(donate them). Both give the same bits.
+"""
+
+from shoal.replay.draw import draw, reprioritize
+from shoal.replay.layout import Layout
+from shoal.replay.memory import Memory, empty, insert, ready, stored
+from shoal.replay.ratio import Credit, begin, due, most_updates
+from shoal.replay.saved import load, save
+
+__all__ = [
+    "Credit",
+    "Layout",
+    "Memory",
+    "begin",
+    "draw",
+    "due",
+    "empty",
+    "insert",
+    "load",
+    "most_updates",
+    "ready",
+    "reprioritize",
+    "save",
+    "stored",
+]
