@@ -3,8 +3,8 @@
     OnPolicy:  trajectory -> learn
     Replay:    trajectory -> observe, insert -> draw the gradient steps that are due -> learn -> reprioritize
 
-Both as a `Learning`, on the host (arrays of NumPy, a few compiled calls) and traceable (all within one compiled
-program), to the same bits. What an executor keeps for it between iterations is the `store`.
+Both as a `Learning`, on the host (arrays of NumPy, a few compiled calls) and traceable (all within one
+compiled program), to the same bits. What an executor keeps for it between iterations is the `store`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shoal import replay
 from shoal.checkpoint import restore
 from shoal.checks import divides
-from shoal.execution.credit import Credit, earn, most_updates, no_credit
 from shoal.keys import fold, key_for
 from shoal.types import Agent, Array, Draws, EnvSpec, Metrics, Replay, State, Trajectory
 
@@ -77,27 +77,27 @@ def described(metrics: Metrics, updates: Any) -> dict[str, Any]:
 
 
 class Store(NamedTuple):
-    """The replay, and how many gradient steps its data have earned: see `credit.py`."""
+    """The replay, and how many gradient steps its data have earned."""
 
-    memory: Any
-    credit: Credit
+    memory: replay.Memory
+    credit: replay.Credit
 
 
 def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) -> Learning:
-    from shoal import replay
-
     layout = replay.Layout.of(plan, spec, envs)
-    most = most_updates(plan, envs)
+    most = replay.most_updates(plan, envs)
     observe, learn = (jax.jit(agent.observe), jax.jit(agent.learn)) if host else (agent.observe, agent.learn)
 
     def begin(form: Trajectory) -> Store:
-        return Store(replay.empty(layout, form, np if host else jnp), no_credit(plan))
+        store = Store(replay.empty(layout, form, np if host else jnp), replay.begin(plan))
+        return store if host else jax.tree.map(jnp.asarray, store)
 
     def take(state: State, store: Store, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
         state = observe(state, trajectory)
         memory = replay.insert(layout, store.memory, trajectory)
         steps = (~trajectory.first[1:]).sum(dtype=np.int32)
-        credit, count = earn(plan, store.credit, steps, replay.stored(layout, memory), most)
+        count, credit = replay.due(plan, store.credit, steps)
+        count = count * replay.ready(layout, memory)  # what comes before anything can be drawn is not made up
         if host and not count:
             return state, Store(memory, credit), {}, 0
         drawn = replay.draw(layout, memory, fold(keys.draw, iteration), most, plan.batch_size)
@@ -113,6 +113,6 @@ def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) 
     def load(store: Store, saved: Mapping[str, np.ndarray], prefix: str) -> Store:
         credit = restore(store.credit._asdict(), saved, f"{prefix}/credit")
         memory = replay.load(layout, store.memory, saved, f"{prefix}/memory")
-        return Store(memory, Credit(**credit))
+        return Store(memory, replay.Credit(**credit))
 
     return Learning(begin=begin, take=take, save=save, load=load)

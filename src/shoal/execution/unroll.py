@@ -75,19 +75,20 @@ def fragment_form(agent: Agent, spec: EnvSpec, envs: int, state: State) -> Traje
     obs = zero_observation(spec, size)
     params = jax.eval_shape(agent.policy, state)
     keys = np.zeros((envs, 2), np.uint32)
-    acting = Acting(keys, np.zeros(size, np.int32), np.True_, np.zeros(size, np.float32))
+    acting = Acting(keys, np.zeros(size, np.int32), np.ones((), bool), np.zeros(size, np.float32))
     action, carry, extras = jax.eval_shape(
         agent.act, params, agent.begin(envs), obs, np.zeros(size, bool), acting
     )
-    times = lambda count: lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype)  # noqa: E731
-    reward = jax.ShapeDtypeStruct((rows, envs), np.float32)
+    form: Any = jax.ShapeDtypeStruct
+    times = lambda count: lambda x: form((count, *x.shape), x.dtype)  # noqa: E731
+    each = lambda dtype, count=rows: form((count, envs), dtype)  # noqa: E731
     return Trajectory(
         obs=jax.tree.map(times(rows + 1), obs),
-        first=jax.ShapeDtypeStruct((rows + 1, envs), bool),
+        first=each(np.bool_, rows + 1),
         action=jax.tree.map(times(rows), action),
-        reward=reward,
-        terminated=jax.ShapeDtypeStruct(reward.shape, bool),
-        version=jax.ShapeDtypeStruct(reward.shape, np.int32),
+        reward=each(np.float32),
+        terminated=each(np.bool_),
+        version=each(np.int32),
         extras=jax.tree.map(times(rows), extras),
         carry=carry,
     )
