@@ -38,6 +38,7 @@ TORCH = (
     "torch==2.13.0"  # first in every environment: a later resolution would take a build with CUDA's gigabytes
 )
 JAX = ("jax==0.10.2", "jaxlib==0.10.2")
+MUJOCO = "gymnasium[mujoco]==1.4.*"
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
@@ -45,14 +46,14 @@ PEERS: dict[str, Peer] = {
         Peer(
             name="sb3",
             title="Stable-Baselines3",
-            steps=([TORCH], ["stable-baselines3==2.9.*"]),
+            steps=([TORCH], ["stable-baselines3==2.9.*"], [MUJOCO]),
             driver="peer_sb3.py",
             packages=("stable-baselines3", "torch", "gymnasium", "numpy"),
         ),
         Peer(
             name="sbx",
             title="SBX (SB3 in JAX)",
-            steps=([TORCH], [*JAX], ["sbx-rl==0.28.*"]),
+            steps=([TORCH], [*JAX], ["sbx-rl==0.28.*"], [MUJOCO]),
             driver="peer_sbx.py",
             packages=("sbx-rl", "stable-baselines3", "jax", "jaxlib", "torch", "gymnasium", "numpy"),
         ),
@@ -80,18 +81,25 @@ def pins(peer: Peer) -> str:
     return json.dumps([list(step) for step in peer.steps])
 
 
-def ready(peer: Peer) -> bool:
+def installed(peer: Peer) -> list[list[str]]:
+    """The steps that made the environment that is there; none where there is none."""
     stamp = VENVS / peer.name / STAMP
-    return peer.python.exists() and stamp.exists() and stamp.read_text() == pins(peer)
+    return json.loads(stamp.read_text()) if peer.python.exists() and stamp.exists() else []
 
 
 def install(peer: Peer) -> None:
-    """Make the peer's environment unless it is there with these pins. CalledProcessError if pip fails."""
-    if ready(peer):
+    """Make the peer's environment unless it is there with these pins. CalledProcessError if pip fails.
+
+    An environment made by the first of these steps only gets the others; any other one is made anew.
+    """
+    steps, done = json.loads(pins(peer)), installed(peer)
+    if steps == done:
         return
     print(f"installing {peer.title} into {VENVS / peer.name}", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENVS / peer.name)], check=True)
-    for step in peer.steps:
+    if not done or steps[: len(done)] != done:
+        done = []
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENVS / peer.name)], check=True)
+    for step in steps[len(done) :]:
         subprocess.run([str(peer.python), "-m", "pip", "install", "-q", *step], check=True)
     (VENVS / peer.name / STAMP).write_text(pins(peer))
 
