@@ -20,6 +20,7 @@ import numpy as np
 from shoal import replay
 from shoal.checkpoint import restore
 from shoal.checks import divides
+from shoal.errors import ShoalError
 from shoal.keys import fold, key_for
 from shoal.types import Agent, Array, Draws, EnvSpec, Metrics, Replay, State, Trajectory
 
@@ -103,6 +104,8 @@ def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) 
         drawn = replay.draw(layout, memory, fold(keys.draw, iteration), most, plan.batch_size)
         update = learn(state, Draws(drawn, count), fold(keys.learn, iteration))
         if plan.prioritized:
+            if update.priorities is None:
+                raise ShoalError("the plan of this agent is prioritized, but its grads give no priorities")
             new = np.asarray(update.priorities) if host else update.priorities
             memory = replay.reprioritize(layout, memory, drawn.index, new, count)
         return update.state, Store(memory, credit), update.metrics, count
