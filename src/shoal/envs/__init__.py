@@ -18,7 +18,7 @@ _HOME = {
     "vectorize": "jax",
     "VectorGroup": "vector",
     "GridWorld": "gridworld",
-    "MDP": "gridworld",
+    "mdp_of": "toy_text",
     "CartPole": "cartpole",
     "atari": "wrappers",
     "frame_stack": "wrappers",

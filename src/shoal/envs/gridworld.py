@@ -2,7 +2,7 @@
 
     GridWorld(size=4)                  a JaxEnv, id "jax:GridWorld"
     gymnasium.make("shoal/GridWorld-v0", size=4)
-    GridWorld(size=4).mdp()            the finite MDP as NumPy arrays, for dynamic programming
+    GridWorld(size=4).mdp()            the finite MDP as arrays: see shoal.tabular
 
 Cells are numbered row by row from the top left; actions are 0 up, 1 down, 2 left, 3 right. A move into a wall
 or off the grid stays where it is. Entering the last cell (bottom right) gives reward 1 and ends the episode.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,23 +21,11 @@ from shoal.errors import ShoalError
 from shoal.keys import Key, uniform
 from shoal.types import EnvSpec, Observation
 
+if TYPE_CHECKING:
+    from shoal.tabular.mdp import MDP
+
 ACTIONS = ("up", "down", "left", "right")
 MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
-
-
-class MDP(NamedTuple):
-    """A finite Markov decision process, for S states and A actions.
-
-    transition: float64 [S, A, S], probabilities of the next state; a terminal state stays where it is.
-    reward: float64 [S, A], expected. outcome: float64 [S, A, S], the reward of each transition.
-    terminal: bool [S]. start: float64 [S], the distribution of an episode's first state.
-    """
-
-    transition: np.ndarray
-    reward: np.ndarray
-    outcome: np.ndarray
-    terminal: np.ndarray
-    start: np.ndarray
 
 
 class GridState(NamedTuple):
@@ -130,19 +118,38 @@ class GridWorld:
         """From two uniform numbers: whether the action slips, and how many places it turns (1, 2 or 3)."""
         return u[0] < np.float32(self.slip), 1 + (u[1] * 3).astype(np.int32)
 
-    def mdp(self) -> MDP:
-        """The same world as explicit arrays (without its time limit)."""
-        cells = self.size * self.size
+    def mdp(self, gamma: float = 0.99, *, sparse: bool | None = None) -> MDP:
+        """The same world as a finite MDP, without its time limit.
+
+        A wall is never entered; it counts as terminal, so that it has a value, 0. sparse: None is sparse
+        above ten million dense entries.
+        """
+        from scipy.sparse import coo_array, csr_array
+
+        from shoal.tabular.mdp import MDP, Grid
+
+        cells, world = self.size * self.size, np.arange(self.size * self.size)
         chance = np.full((4, 4), self.slip / 3) + np.eye(4) * (1 - self.slip - self.slip / 3)
-        transition = np.zeros((cells, 4, cells))
-        for done in range(4):
-            transition[np.arange(cells)[:, None], np.arange(4), self.next_cell[:, done][:, None]] += chance[
-                :, done
-            ]
-        terminal = np.arange(cells) == self.goal
-        transition[terminal] = np.eye(cells)[terminal][:, None, :]
-        outcome = np.zeros_like(transition)
-        outcome[~terminal] = -self.step_cost
-        outcome[~terminal, :, self.goal] += 1.0
-        reward = (transition * outcome).sum(-1)
-        return MDP(transition, reward, outcome, terminal, np.eye(cells)[self.start])
+        taken, done = (x.reshape(-1) for x in np.meshgrid(np.arange(4), np.arange(4), indexing="ij"))
+        pair = (world[:, None] * 4 + taken).reshape(-1)
+        entries = np.broadcast_to(chance[taken, done], (cells, 16)).reshape(-1)
+        matrix = csr_array(
+            coo_array((entries, (pair, self.next_cell[:, done].reshape(-1))), (cells * 4, cells))
+        )
+        matrix.eliminate_zeros()
+        outcome = csr_array(
+            ((matrix.indices == self.goal) - self.step_cost, matrix.indices, matrix.indptr), matrix.shape
+        )
+        if sparse is None:
+            sparse = 4 * cells * cells > 10_000_000
+        if not sparse:
+            matrix = matrix.toarray().reshape(cells, 4, cells)
+            outcome = outcome.toarray().reshape(cells, 4, cells)
+        return MDP.of(
+            matrix,
+            outcome,
+            gamma=gamma,
+            terminal=[self.goal, *self.walls],
+            start=self.start,
+            grid=Grid((self.size, self.size), tuple(map(tuple, MOVES.tolist()))),
+        )

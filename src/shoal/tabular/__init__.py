@@ -18,6 +18,25 @@ from typing import TYPE_CHECKING, Any
 _PUBLIC = {
     "MDP": "shoal.tabular.mdp",
     "Grid": "shoal.tabular.mdp",
+    "q_from_v": "shoal.tabular.bellman",
+    "v_from_q": "shoal.tabular.bellman",
+    "expectation": "shoal.tabular.bellman",
+    "optimality": "shoal.tabular.bellman",
+    "greedy": "shoal.tabular.bellman",
+    "greedy_actions": "shoal.tabular.bellman",
+    "uniform_policy": "shoal.tabular.bellman",
+    "under": "shoal.tabular.bellman",
+    "evaluate": "shoal.tabular.bellman",
+    "sweeps": "shoal.tabular.bellman",
+    "policy_value": "shoal.tabular.gradient",
+    "policy_return": "shoal.tabular.gradient",
+    "Solution": "shoal.tabular.planning",
+    "solve": "shoal.tabular.planning",
+    "value_iteration": "shoal.tabular.planning",
+    "policy_iteration": "shoal.tabular.planning",
+    "finite_horizon": "shoal.tabular.planning",
+    "reachable": "shoal.tabular.structure",
+    "never_ending": "shoal.tabular.structure",
     "random_mdp": "shoal.tabular.random",
     "MDPEnv": "shoal.tabular.env",
 }
@@ -25,10 +44,29 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from shoal.tabular.bellman import evaluate as evaluate
+    from shoal.tabular.bellman import expectation as expectation
+    from shoal.tabular.bellman import greedy as greedy
+    from shoal.tabular.bellman import greedy_actions as greedy_actions
+    from shoal.tabular.bellman import optimality as optimality
+    from shoal.tabular.bellman import q_from_v as q_from_v
+    from shoal.tabular.bellman import sweeps as sweeps
+    from shoal.tabular.bellman import under as under
+    from shoal.tabular.bellman import uniform_policy as uniform_policy
+    from shoal.tabular.bellman import v_from_q as v_from_q
     from shoal.tabular.env import MDPEnv as MDPEnv
+    from shoal.tabular.gradient import policy_return as policy_return
+    from shoal.tabular.gradient import policy_value as policy_value
     from shoal.tabular.mdp import MDP as MDP
     from shoal.tabular.mdp import Grid as Grid
+    from shoal.tabular.planning import Solution as Solution
+    from shoal.tabular.planning import finite_horizon as finite_horizon
+    from shoal.tabular.planning import policy_iteration as policy_iteration
+    from shoal.tabular.planning import solve as solve
+    from shoal.tabular.planning import value_iteration as value_iteration
     from shoal.tabular.random import random_mdp as random_mdp
+    from shoal.tabular.structure import never_ending as never_ending
+    from shoal.tabular.structure import reachable as reachable
 
 
 def __getattr__(name: str) -> Any:

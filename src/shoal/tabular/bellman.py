@@ -1,0 +1,141 @@
+"""Bellman's operators, V and Q, and the exact value of a policy (Sutton and Barto 2018, chapters 3 and 4).
+
+Shapes: V [S], Q [S, A]; a policy is int [S], one action for each state, or float [S, A], probabilities. All
+in float64 NumPy; `shoal.tabular.gradient` has what JAX is to differentiate. Actions that are not allowed
+have Q = -inf. The value of a terminal state is 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from shoal.errors import ShoalError
+from shoal.tabular.mdp import MDP
+from shoal.tabular.structure import check_proper
+
+
+def q_from_v(mdp: MDP, v: np.ndarray) -> np.ndarray:
+    """Q(s, a) = r(s, a) + gamma * E[V(s')]: [S, A]."""
+    q = mdp.expected(v)
+    q *= mdp.gamma
+    q += mdp.reward
+    if mdp.allowed is not None:
+        q[~mdp.allowed] = -np.inf
+    return q
+
+
+def v_from_q(q: np.ndarray, policy: np.ndarray | None = None) -> np.ndarray:
+    """The mean of Q over the policy's actions, or its maximum where no policy is given: [S]."""
+    if policy is None:
+        # Column by column: a reduction over an axis as short as A is several times slower.
+        return functools.reduce(np.maximum, q.T)
+    policy = np.asarray(policy)
+    if policy.ndim == 1:
+        return np.take_along_axis(q, policy[:, None], axis=1)[:, 0]
+    return np.asarray((policy * np.where(policy > 0, q, 0.0)).sum(axis=1))
+
+
+def expectation(mdp: MDP, v: np.ndarray, policy: np.ndarray) -> np.ndarray:
+    """Bellman's expectation operator, T_pi V: the reward of one step under the policy, and then V. [S]"""
+    return v_from_q(q_from_v(mdp, v), checked(mdp, policy))
+
+
+def optimality(mdp: MDP, v: np.ndarray) -> np.ndarray:
+    """Bellman's optimality operator, T V: the best that one step and then V can give. [S]"""
+    return v_from_q(q_from_v(mdp, v))
+
+
+def greedy(q: np.ndarray) -> np.ndarray:
+    """The best action of each state, the first of them where several are exactly equal: int [S]."""
+    return q.argmax(axis=1)
+
+
+def greedy_actions(q: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
+    """bool [S, A]: all actions that are best to within `tolerance`. Divided by its rows' sums it is the
+    greedy policy that splits ties."""
+    return q >= v_from_q(q)[:, None] - tolerance
+
+
+def uniform_policy(mdp: MDP) -> np.ndarray:
+    """Every allowed action alike: float64 [S, A]."""
+    allowed = np.ones(mdp.reward.shape, bool) if mdp.allowed is None else mdp.allowed
+    return allowed / allowed.sum(axis=1, keepdims=True)
+
+
+def under(mdp: MDP, policy: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The Markov reward process of a policy: (transition [S, S], dense or sparse as the MDP, reward [S])."""
+    policy = checked(mdp, policy)
+    pairs = np.arange(mdp.states) * mdp.actions
+    if policy.ndim == 1:
+        pairs = pairs + policy
+        return mdp.rows[pairs], mdp.reward.reshape(-1)[pairs]
+    reward = (policy * np.where(policy > 0, mdp.reward, 0.0)).sum(axis=1)
+    if not mdp.sparse:
+        return (policy[:, None, :] @ mdp.transition)[:, 0], reward
+    from scipy.sparse import csr_array
+
+    indptr = np.append(pairs, mdp.states * mdp.actions)
+    weights = csr_array((policy.reshape(-1), np.arange(policy.size), indptr), shape=(mdp.states, policy.size))
+    return weights @ mdp.rows, reward
+
+
+def evaluate(mdp: MDP, policy: np.ndarray) -> np.ndarray:
+    """V of a policy, exactly (to rounding): the solution of V = r + gamma * P V. [S]
+
+    Dense: one solve, O(S^3). Sparse: a sparse LU, whose fill-in is small where the states lie in a line or
+    a plane and hopeless for a large random graph; `sweeps` goes on there.
+    With gamma = 1 the policy must be proper (see `structure`); raises ShoalError where it is not.
+    """
+    transition, reward = under(mdp, policy)
+    if mdp.gamma == 1.0:
+        check_proper(mdp, transition)
+    live = np.flatnonzero(~mdp.terminal)
+    v: np.ndarray = np.zeros(mdp.states)
+    if not mdp.sparse:
+        among = np.eye(len(live)) - mdp.gamma * transition[np.ix_(live, live)]
+        v[live] = np.linalg.solve(among, reward[live])
+        return v
+    from scipy.sparse import eye_array
+    from scipy.sparse.linalg import spsolve
+
+    among = eye_array(len(live)) - mdp.gamma * transition[live][:, live]
+    v[live] = np.asarray(spsolve(among.tocsc(), reward[live]))
+    return v
+
+
+def sweeps(mdp: MDP, policy: np.ndarray, k: int, v: np.ndarray | None = None) -> np.ndarray:
+    """V after k sweeps of iterative policy evaluation, all states at once, from v (None: zeros): [S].
+
+    From zeros that is also the expected return of episodes that are cut after k steps.
+    """
+    transition, reward = under(mdp, policy)
+    now = np.zeros(mdp.states) if v is None else np.array(v, np.float64)
+    for _ in range(k):
+        now = reward + mdp.gamma * (transition @ now)
+    return now
+
+
+def checked(mdp: MDP, policy: np.ndarray) -> np.ndarray:
+    """The policy, int [S] or float64 [S, A]. Raises ShoalError, one line, where it is none of this MDP."""
+    policy = np.asarray(policy)
+    if policy.shape == (mdp.states,) and policy.dtype.kind in "iu":
+        if policy.min() < 0 or policy.max() >= mdp.actions:
+            raise ShoalError(f"a policy must take actions 0 ... {mdp.actions - 1}")
+        taken = np.arange(mdp.actions) == policy[:, None] if mdp.allowed is not None else None
+    elif policy.shape == (mdp.states, mdp.actions):
+        policy = policy.astype(np.float64)
+        if not policy.min() >= 0.0 or np.abs(policy.sum(axis=1) - 1.0).max() > 1e-6:
+            raise ShoalError("the rows of a policy must be probabilities that sum to 1")
+        taken = policy > 0
+    else:
+        raise ShoalError(
+            f"a policy must be integers [{mdp.states}] or probabilities [{mdp.states}, {mdp.actions}], not "
+            f"{policy.dtype}{list(policy.shape)}"
+        )
+    if taken is not None and mdp.allowed is not None and (taken & ~mdp.allowed).any():
+        s, a = np.argwhere(taken & ~mdp.allowed)[0]
+        raise ShoalError(f"the policy takes action {a} in state {s}, which does not allow it")
+    return policy
