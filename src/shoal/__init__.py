@@ -15,6 +15,11 @@ _PUBLIC = {
     "PPO": "shoal.algorithms.ppo",
     "A2C": "shoal.algorithms.a2c",
     "REINFORCE": "shoal.algorithms.reinforce",
+    "SAC": "shoal.algorithms.sac",
+    "TD3": "shoal.algorithms.td3",
+    "DDPG": "shoal.algorithms.td3",
+    "QLearning": "shoal.algorithms.q_learning",
+    "SARSA": "shoal.algorithms.sarsa",
     "Trainer": "shoal.trainer",
     "Policy": "shoal.policy",
     "Local": "shoal.execution.local",
@@ -33,7 +38,12 @@ __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAl
 if TYPE_CHECKING:
     from shoal.algorithms.a2c import A2C as A2C
     from shoal.algorithms.ppo import PPO as PPO
+    from shoal.algorithms.q_learning import QLearning as QLearning
     from shoal.algorithms.reinforce import REINFORCE as REINFORCE
+    from shoal.algorithms.sac import SAC as SAC
+    from shoal.algorithms.sarsa import SARSA as SARSA
+    from shoal.algorithms.td3 import DDPG as DDPG
+    from shoal.algorithms.td3 import TD3 as TD3
     from shoal.bridge import PPOTrainer as PPOTrainer
     from shoal.bridge import pretty_print as pretty_print
     from shoal.envs.gridworld import GridWorld as GridWorld

@@ -8,9 +8,13 @@ from typing import Any
 from shoal.errors import ShoalError, did_you_mean
 
 REGISTRY = {
+    "q_learning": "shoal.algorithms.q_learning:QLearning",
+    "sarsa": "shoal.algorithms.sarsa:SARSA",
     "reinforce": "shoal.algorithms.reinforce:REINFORCE",
     "a2c": "shoal.algorithms.a2c:A2C",
     "ppo": "shoal.algorithms.ppo:PPO",
+    "sac": "shoal.algorithms.sac:SAC",
+    "td3": "shoal.algorithms.td3:TD3",
 }
 
 

@@ -82,12 +82,11 @@ def from_table(table: Any, gamma: float, *, start: Any = None, grid: Grid | None
         if p > 0
     ]
     pair, target, chance, reward, done = (np.array(column) for column in zip(*steps, strict=True))
-    moved = pair // actions != target  # what a terminal state's own rows say is no entry
-    ended = np.bincount(target[moved], done[moved], minlength=states) > 0
-    ended |= np.bincount(target, done, minlength=states) == np.maximum(
-        np.bincount(target, minlength=states), 1
-    )
-    torn = np.bincount(target[moved], ~done[moved], minlength=states) > 0
+    met = np.ones(states, bool) if start is None else _met(pair // actions, target, done, start)
+    # What a terminal state's own rows say is no entry.
+    entry = met[pair // actions] & (pair // actions != target)
+    ended = np.bincount(target[entry], done[entry], minlength=states) > 0
+    torn = np.bincount(target[entry], ~done[entry], minlength=states) > 0
     if (ended & torn).any():
         extra, grid = 1, None
         target = np.where(done & torn[target], states, target)
