@@ -8,6 +8,12 @@ None: no bound), target (mean return at which the run ends), wall (seconds from 
 it ends at the latest), threads (of the numeric library; None: its default), cache ("cold": nothing compiled
 before; "warm": a persistent compilation cache that an earlier run has filled), runners (RLlib), chunk
 (rejax: iterations per call), vector (Shoal: Gymnasium's own vector version of the environment).
+
+Algorithms that learn from a replay (algorithm "dqn" or "sac", where "ppo" is the rest) have instead: batch,
+train_every (environment steps for one gradient step), rows (that each environment acts between two calls
+of the learner, so that a call makes envs * rows / train_every gradient steps), replay (its capacity),
+learning_starts, target_every (environment steps between copies of the target network), epsilon and
+epsilon_steps, prioritized; warmup: environment steps after which the measured time begins.
 """
 
 from __future__ import annotations
@@ -15,7 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flops import sac_update
+
 EQUAL = {
+    "algorithm": "ppo",
     "preset": "equal",
     "env": "CartPole-v1",
     "rows": 128,
@@ -39,6 +48,45 @@ EQUAL = {
     "runners": 0,
     "chunk": 16,
 }
+REPLAYED = {
+    **{name: EQUAL[name] for name in ("preset", "steps", "target", "wall", "threads", "cache", "runners")},
+    "seconds": 7,
+    "rows": 1,
+    "learning_starts": 1_000,
+    "gamma": 0.99,
+    "activation": "relu",
+    "prioritized": False,
+}
+DQN = {
+    **REPLAYED,
+    "algorithm": "dqn",
+    "env": "CartPole-v1",
+    "envs": 8,
+    "batch": 64,
+    "train_every": 4,
+    "replay": 100_000,
+    "warmup": 2_000,
+    "learning_rate": 5e-4,
+    "target_every": 1_000,
+    "epsilon": 0.05,
+    "epsilon_steps": 1_000,
+    "max_grad_norm": 10.0,
+    "hidden": [64, 64],
+}
+SAC = {
+    **REPLAYED,
+    "algorithm": "sac",
+    "env": "HalfCheetah-v5",
+    "envs": 1,
+    "batch": 256,
+    "train_every": 1,
+    "replay": 1_000_000,
+    "warmup": 1_200,
+    "learning_rate": 3e-4,
+    "tau": 0.005,
+    "hidden": [256, 256],
+    "threads": None,
+}
 TO_TARGET = {**EQUAL, "preset": "own", "target": 475.0, "seconds": None, "steps": 500_000}
 
 
@@ -56,7 +104,11 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One kind of work. `baseline` names the entry that the others' speed is divided by."""
+    """One kind of work. `baseline` names the entry that the others' speed is divided by.
+
+    flops: floating-point operations per environment step, where they are to be stated as a share of what
+    the machine can do; entries of the library "shoal_matmul" measure that.
+    """
 
     name: str
     suite: str
@@ -64,6 +116,7 @@ class Case:
     work: dict[str, Any]
     entries: dict[str, Entry]
     baseline: str
+    flops: float | None = None
 
 
 CASES: dict[str, Case] = {
@@ -199,6 +252,59 @@ CASES: dict[str, Case] = {
                 "Shoal, warm cache": Entry.of("shoal_compiled", cache="warm"),
             },
             baseline="rejax, its CartPole settings",
+        ),
+        Case(
+            name="dqn-cartpole-8",
+            suite="values",
+            title="DQN, Gymnasium CartPole-v1, 8 environments in one process, a gradient step of batch 64 for "
+            "every 4 environment steps (two 64x64 relu networks, uniform replay of 100k, nothing added), 1 thread. "
+            "`rows`: how many steps each environment makes between two calls of the learner",
+            work=DQN,
+            entries={
+                "SB3": Entry.of("sb3"),
+                "SB3, 16 rows": Entry.of("sb3", rows=16),
+                "SBX": Entry.of("sbx"),
+                "SBX, 16 rows": Entry.of("sbx", rows=16),
+                "RLlib, 0 runners": Entry.of("rllib", seconds=10),
+                "RLlib, 0 runners, prioritised": Entry.of("rllib", seconds=10, prioritized=True),
+                "Shoal, 16 rows (its default)": Entry.of("shoal", rows=16, warmup=10_000),
+                "Shoal, 1 row": Entry.of("shoal"),
+                "Shoal, 16 rows, prioritised": Entry.of("shoal", rows=16, warmup=10_000, prioritized=True),
+            },
+            baseline="SB3",
+        ),
+        Case(
+            name="sac-halfcheetah",
+            suite="values",
+            title="SAC, HalfCheetah-v5, 1 environment, a gradient step of batch 256 for every environment "
+            "step (two hidden layers of 256 relu units, two critics); each library's own number of threads "
+            "unless said",
+            work=SAC,
+            entries={
+                "SB3": Entry.of("sb3"),
+                "SBX": Entry.of("sbx"),
+                "SBX, 8 rows": Entry.of("sbx", rows=8),
+                "Shoal, 8 rows (its default), 2 threads": Entry.of("shoal", rows=8, threads=2),
+                "Shoal, 8 rows (its default), 1 thread (its default)": Entry.of("shoal", rows=8, threads=1),
+                "Shoal, 1 row, 2 threads": Entry.of("shoal", threads=2),
+                "matrix products alone, 2 threads": Entry.of("shoal_matmul", threads=2, seconds=3, warmup=0),
+                "matrix products alone, 1 thread": Entry.of("shoal_matmul", threads=1, seconds=3, warmup=0),
+            },
+            baseline="SBX",
+            flops=sac_update(observation=17, action=6, hidden=(256, 256), batch=256),
+        ),
+        Case(
+            name="dqn-compiled-8",
+            suite="values",
+            title="Compiled DQN, CartPole in JAX, 8 environments, a gradient step of batch 64 for every 4 "
+            "environment steps (two 64x64 relu networks, uniform replay of 100k), 1 thread",
+            work={**DQN, "steps": 10**9, "chunk": 2048},
+            entries={
+                "rejax": Entry.of("rejax"),
+                "Shoal, 16 rows (its default)": Entry.of("shoal_compiled", rows=16),
+                "Shoal, 1 row": Entry.of("shoal_compiled"),
+            },
+            baseline="rejax",
         ),
     )
 }

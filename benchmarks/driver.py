@@ -34,7 +34,10 @@ class Run:
         self.cpu: list[float] = []  # this process's processor seconds at each mark, all threads
 
     def mark(self, env_steps: int, mean_return: float | None = None, seconds: float | None = None) -> bool:
-        """Note the end of an iteration; true if the run may stop now."""
+        """Note the end of an iteration; true if the run may stop now. What ends within the case's warm-up
+        (before learning goes at full speed) is not noted, so that the first iteration is all of it."""
+        if 0 < env_steps < self.case.get("warmup", 0):
+            return False
         now = time.time() - self.started if seconds is None else seconds
         self.marks.append((now, int(env_steps), mean_return))
         self.cpu.append(time.process_time())

@@ -1,4 +1,4 @@
-"""SBX's PPO (Stable-Baselines3 in JAX) on one case: SB3's driver with the other import; see driver.py."""
+"""SBX's algorithms (SB3 in JAX) on one case: SB3's driver with the other import; see driver.py."""
 
 from driver import Run
 from peer_sb3 import train

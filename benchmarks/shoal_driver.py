@@ -1,11 +1,13 @@
-"""Shoal's PPO on one case, in process or compiled, or the whole `shoal train` command; see driver.py."""
+"""Shoal on one case, in process or compiled, or the whole `shoal train` command; see driver.py."""
 
 from __future__ import annotations
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,43 @@ OWN: dict[int, dict[str, Any]] = {
 
 
 def settings(case: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `shoal.PPO`."""
+    """The keyword arguments of the algorithm."""
     if case["preset"] == "default":
         return {}
+    return {"ppo": ppo, "dqn": dqn, "sac": sac}[case["algorithm"]](case)
+
+
+def replayed(case: dict[str, Any]) -> dict[str, Any]:
+    """What DQN and SAC have in common."""
+    return {
+        "rollout_length": case["rows"],
+        "capacity": case["replay"],
+        "batch_size": case["batch"],
+        "train_every": case["train_every"],
+        "learning_starts": case["learning_starts"],
+        "learning_rate": case["learning_rate"],
+        "discount": case["gamma"],
+        "hidden": tuple(case["hidden"]),
+        "activation": case["activation"],
+    }
+
+
+def dqn(case: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **replayed(case),
+        "target_every": case["target_every"] // case["train_every"],  # Shoal counts gradient steps here
+        "epsilon_end": case["epsilon"],
+        "epsilon_steps": case["epsilon_steps"],
+        "max_grad_norm": case["max_grad_norm"],
+        "prioritized": case["prioritized"],
+    }
+
+
+def sac(case: dict[str, Any]) -> dict[str, Any]:
+    return {**replayed(case), "tau": case["tau"]}
+
+
+def ppo(case: dict[str, Any]) -> dict[str, Any]:
     if case["preset"] == "own":
         return OWN[case["envs"]]
     return {
@@ -45,13 +81,20 @@ def settings(case: dict[str, Any]) -> dict[str, Any]:
 def in_process(run: Run, compiled: bool) -> None:
     """`Trainer.train` in a loop, as a user would write it."""
     case, keywords = run.case, settings(run.case)
-    from shoal import PPO, Compiled, Local, Trainer
+    import shoal
+    from shoal import Compiled, Local, Trainer
 
     threads = case["threads"] or 1
     env, on = ("jax:" + case["env"], Compiled) if compiled else (case["env"], Local)
     vector = case.get("vector", False)
+    algorithm = getattr(shoal, case["algorithm"].upper())
     trainer = Trainer(
-        PPO(**keywords), env, seed=case["seed"], on=on(envs=case["envs"]), threads=threads, vector=vector
+        algorithm(**keywords),
+        env,
+        seed=case["seed"],
+        on=on(envs=case["envs"]),
+        threads=threads,
+        vector=vector,
     )
     run.mark(0)
     done = False
@@ -97,9 +140,51 @@ def command(run: Run) -> None:
     )
 
 
+def matmul(run: Run, size: int = 256) -> None:
+    """What the machine can do at most: float32 products of 256x256 matrices in NumPy and in JAX, the better.
+
+    `gflops`: the median over pieces of 20 products of whichever library is faster.
+    """
+    threads = run.case["threads"]
+    import jax
+    import numpy as np
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((size, size), np.float32) / size**0.5 for _ in range(2))
+    count, out = 20, np.empty_like(a)
+
+    def in_numpy() -> None:
+        for _ in range(count):
+            np.matmul(a, b, out=out)
+
+    many = jax.jit(lambda a, b: jax.lax.fori_loop(0, count, lambda _, x: x @ b, a))
+    in_jax = lambda: many(a, b).block_until_ready()  # noqa: E731
+    run.mark(0)
+    found = {}
+    for name, call in (("numpy", in_numpy), ("jax", in_jax)):
+        call()
+        begun, pieces = time.perf_counter(), []
+        while time.perf_counter() - begun < run.case["seconds"] / 2:
+            start = time.perf_counter()
+            call()
+            pieces.append(2.0 * size**3 * count / (time.perf_counter() - start) / 1e9)
+        found[name] = statistics.median(pieces)
+        run.mark(run.marks[-1][1] + count * len(pieces))
+    run.report(
+        {"threads": threads, "size": size, **found},
+        gflops=max(found.values()),
+        steps_per_second=None,
+        steps_per_cpu_second=None,
+        steps_per_second_with_start=None,
+    )
+
+
 if __name__ == "__main__":
     run_ = Run()
     if run_.case["library"] == "shoal_cli":
         command(run_)
+    elif run_.case["library"] == "shoal_matmul":
+        matmul(run_)
     else:
         in_process(run_, compiled=run_.case["library"] == "shoal_compiled")
