@@ -4,10 +4,10 @@ One set of pure functions over a `Memory` of arrays: NumPy arrays are written in
 (donate them). Both give the same bits.
 """
 
-from shoal.replay.draw import draw, reprioritize
 from shoal.replay.layout import Layout
 from shoal.replay.memory import Memory, empty, insert, ready, stored
 from shoal.replay.ratio import Credit, begin, due, most_updates
+from shoal.replay.sampling import draw, reprioritize
 from shoal.replay.saved import load, save
 
 __all__ = [

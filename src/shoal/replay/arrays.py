@@ -6,6 +6,7 @@ one's place where the caller donates it. Integers are exact in both; nothing her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,6 +48,15 @@ def rows_at(array: Array, start: Any, count: int) -> Array:
     if isinstance(array, jax.Array):
         return jax.lax.dynamic_slice_in_dim(array, start, count, 0)
     return array[start : start + count]
+
+
+def repeat(xp: Any, times: int, step: Callable[[Any], Any], state: Any) -> Any:
+    """state = step(state), so many times; a loop in the compiled program."""
+    if xp is np:
+        for _ in range(times):
+            state = step(state)
+        return state
+    return jax.lax.fori_loop(0, times, lambda _, now: step(now), state)
 
 
 def take(array: Array, index: Array) -> Array:

@@ -79,8 +79,8 @@ class Layout:
         )
         least = -(-shape.touched * shape.stride // plan.rows) * plan.rows
         rows = max(shape.rows, least)
-        if rows * envs >= 2**31:
-            raise ShoalError(f"a replay capacity of {plan.capacity} is too large; it must be below 2^31")
+        if rows * envs >= 2**30:
+            raise ShoalError(f"a replay capacity of {plan.capacity} is too large; it must be below 2^30")
         if plan.prioritized and plan.batch_size >= 2**16:
             raise ShoalError(f"a prioritised batch_size must be below 65536, got {plan.batch_size}")
         return Layout(**{**vars(shape), "rows": rows})

@@ -6,6 +6,7 @@ same observation and so overwrites it. C is a multiple of T, so that a fragment 
 
 Row t of an environment can be drawn (as a transition) where t has an action, t + 1 was not produced by a
 reset (`first[t + 1]`: then action t did nothing), and, with stacked frames, all frames of t are still there.
+The *place* of row t of environment b is the number t * B + b.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shoal.errors import ShoalError
@@ -87,47 +89,76 @@ def empty(layout: Layout, fragment: Trajectory, xp: Any) -> Memory:
     )
 
 
-def wrap(layout: Layout, row: Any) -> Any:
-    """A row number of the ring: row modulo C, for -C <= row < 2 C."""
-    row = row - layout.rows * (row >= layout.rows)
-    return row + layout.rows * (row < 0)
+def around(layout: Layout, place: Array) -> Array:
+    """A place after or before the ends of the ring, at most one turn away, as the place that it is."""
+    size = layout.rows * layout.envs
+    place = place - size * (place >= size)
+    return place + size * (place < 0)
 
 
-def at(layout: Layout, array: Array, row: Array, env: Array) -> Array:
-    """array[row, env]: row, env integers of any shape S (broadcast) -> [*S, ...]."""
-    flat = array.reshape(-1, *array.shape[2:])
-    return take(flat, row * layout.envs + env)
+def after(layout: Layout, place: Array) -> Array:
+    """The place of the next row of the same environment."""
+    size = layout.rows * layout.envs
+    place = place + layout.envs
+    return place - size * (place >= size)
 
 
-def distance(layout: Layout, memory: Memory, row: Array) -> Array:
-    """How many rows before the newest observation: 0 ... C - 1."""
-    return wrap(layout, memory.head - row)
+def at(array: Array, place: Array) -> Array:
+    """What is stored at these places: [C, B, ...], integers of any shape S -> [*S, ...]."""
+    return take(array.reshape(-1, *array.shape[2:]), place)
 
 
-def usable(layout: Layout, memory: Memory, row: Array, env: Array) -> Array:
-    """bool, whether what begins at these rows (multiples of the stride) can be drawn."""
-    behind = distance(layout, memory, row)
-    good = (behind >= layout.span) & (behind <= memory.filled)
+def behind(layout: Layout, memory: Memory, place: Array) -> Array:
+    """B times the number of rows until the newest observation, and 0 ... B - 1 more."""
+    newest = (memory.head + 1) * layout.envs - 1
+    back = newest - place
+    return back + (layout.rows * layout.envs) * (back < 0)
+
+
+def usable(layout: Layout, memory: Memory, place: Array) -> Array:
+    """bool, whether the units that begin at these places can be drawn."""
+    back = behind(layout, memory, place)
+    known = (memory.filled + 1) * layout.envs  # less than this far behind, rows are stored
+    good = (back >= layout.span * layout.envs) & (back < known)
     if not layout.sequence:
-        good = good & ~at(layout, memory.first, wrap(layout, row + 1), env)
+        good = good & ~at(memory.first, after(layout, place))
     if layout.frames > 1:
-        whole = behind + (layout.frames - 1) <= memory.filled
-        for back in range(layout.frames - 1):
-            begins = at(layout, memory.first, wrap(layout, row - back), env)
-            whole = whole | (begins & (behind + back <= memory.filled))
+        whole = back + (layout.frames - 1) * layout.envs < known
+        for _ in range(layout.frames - 1):
+            whole = whole | (at(memory.first, place) & (back < known))
+            place, back = around(layout, place - layout.envs), back + layout.envs
         good = good & whole
     return good
 
 
-def candidates(layout: Layout, memory: Memory) -> Array:
-    """How many units per environment could be drawn by their place in the ring alone."""
-    n = memory.filled // layout.stride - layout.span // layout.stride + 1
-    return n * (n > 0)
+def units(layout: Layout, memory: Memory) -> Array:
+    """How many units the filled rows hold, whether or not something can be learned from them: a multiple of
+    B, and the newest end before the unit `newest_unit`."""
+    each = memory.filled // layout.stride - layout.span // layout.stride + 1
+    return each * (each > 0) * layout.envs
+
+
+def newest_unit(layout: Layout, memory: Memory) -> Array:
+    """The first unit that is still too new."""
+    return (memory.head // layout.stride - layout.span // layout.stride + 1) * layout.envs
+
+
+def unit_around(layout: Layout, unit: Array) -> Array:
+    """A unit's number modulo their number, at most one turn away."""
+    unit = unit - layout.units * (unit >= layout.units)
+    return unit + layout.units * (unit < 0)
+
+
+def place_of(layout: Layout, unit: Array) -> Array:
+    """Where units begin."""
+    if not layout.sequence:
+        return unit
+    return unit + unit // layout.envs * ((layout.stride - 1) * layout.envs)
 
 
 def ready(layout: Layout, memory: Memory) -> Array:
     """bool [], whether there is anything to draw. Cheap."""
-    return candidates(layout, memory) > 0
+    return units(layout, memory) > 0
 
 
 def stored(layout: Layout, memory: Memory) -> Array:
@@ -135,9 +166,8 @@ def stored(layout: Layout, memory: Memory) -> Array:
     if layout.prioritized:
         return memory.priorities.live
     xp = module(memory.first)
-    row = xp.arange(0, layout.rows, layout.stride, dtype=integers(xp))[:, None]
-    env = xp.arange(layout.envs, dtype=integers(xp))
-    return usable(layout, memory, row, env).sum(dtype=xp.int32)
+    place = place_of(layout, xp.arange(layout.units, dtype=integers(xp)))
+    return usable(layout, memory, place).sum(dtype=xp.int32)
 
 
 def insert(layout: Layout, memory: Memory, trajectory: Trajectory) -> Memory:
@@ -148,7 +178,8 @@ def insert(layout: Layout, memory: Memory, trajectory: Trajectory) -> Memory:
     """
     xp = module(memory.first)
     rows, head = layout.fragment, memory.head
-    after = wrap(layout, head + rows)
+    then = head + rows
+    then = then - layout.rows * (then >= layout.rows)
     obs = trajectory.obs
     if layout.frames > 1:
         if xp is np:
@@ -159,7 +190,7 @@ def insert(layout: Layout, memory: Memory, trajectory: Trajectory) -> Memory:
         return put_rows(array, head, leaf)
 
     def slab_and_newest(array: Array, leaf: Array) -> Array:
-        return put_rows(put_rows(array, head, leaf[:rows]), after, leaf[rows:])
+        return put_rows(put_rows(array, head, leaf[:rows]), then, leaf[rows:])
 
     def carried(array: Array, leaf: Array) -> Array:
         return put_rows(array, head // rows, leaf[None])
@@ -173,7 +204,7 @@ def insert(layout: Layout, memory: Memory, trajectory: Trajectory) -> Memory:
         reward=slab(memory.reward, trajectory.reward),
         terminated=slab(memory.terminated, trajectory.terminated),
         carry=jax.tree.map(carried, memory.carry, trajectory.carry if layout.sequence else ()),
-        head=xp.int32(after),
+        head=xp.int32(then),
         filled=xp.int32(filled - (filled - most) * (filled > most)),
     )
     return prioritise(layout, memory) if layout.prioritized else memory
@@ -182,50 +213,40 @@ def insert(layout: Layout, memory: Memory, trajectory: Trajectory) -> Memory:
 def prioritise(layout: Layout, memory: Memory) -> Memory:
     """What the last insertion does to priorities: new units get the highest so far, lost ones 0."""
     xp, priorities = module(memory.first), memory.priorities
-    steps = layout.fragment // layout.stride
-    back = layout.span // layout.stride + steps  # the first unit looked at, in units before the head
-    number = xp.arange(layout.touched, dtype=integers(xp))
-    behind = (back - number) * layout.stride
-    row = wrap(layout, memory.head - behind)[:, None]
-    env = xp.arange(layout.envs, dtype=integers(xp))
-    index = row // layout.stride * layout.envs + env
-    new = ((behind >= layout.span) & (behind < layout.span + layout.fragment))[:, None]
-    leaves = sumtree.leaves(priorities.tree, index)
-    given = xp.where(new, priorities.top, leaves)
-    given = xp.where(usable(layout, memory, row, env), given, xp.float32(0))
-    gone = (leaves > 0).sum(dtype=xp.int32)
-    tree = sumtree.put_leaves(priorities.tree, index, given)
-    total, length = layout.units, layout.touched * layout.envs
-    if xp is np:
-        start = int(index[0, 0])
-        tree = sumtree.repair(tree, start, min(length, total - start))
-        if start + length > total:
-            tree = sumtree.repair(tree, 0, start + length - total)
-    else:  # both ends of the ring, of sizes that do not depend on where it is; repairing more does no harm
-        start = xp.minimum(index[0, 0], total - length)
-        tree = sumtree.repair(sumtree.repair(tree, start, length), 0, length)
-    live = xp.int32(priorities.live - gone + (given > 0).sum(dtype=xp.int32))
-    return memory._replace(priorities=Priorities(tree, priorities.top, live))
+    count, new = layout.touched * layout.envs, layout.fragment // layout.stride * layout.envs
+    number = xp.arange(count, dtype=integers(xp))
+    start = unit_around(layout, newest_unit(layout, memory) - new - layout.envs)
+    unit = unit_around(layout, start + number)
+    leaves = sumtree.leaves(priorities.tree, unit)
+    fresh = (number >= layout.envs) & (number < layout.envs + new)
+    given = xp.where(fresh, priorities.top, leaves)
+    given = given * usable(layout, memory, place_of(layout, unit))
+    tree = sumtree.put_leaves(priorities.tree, unit, given)
+    live = (given > 0).sum(dtype=xp.int32) - (leaves > 0).sum(dtype=xp.int32)
+    # Both ends of the ring, of sizes that do not depend on where it is; repairing more does no harm.
+    if xp is jnp or start + count > layout.units:
+        tree = sumtree.repair(tree, 0, count)
+    tree = sumtree.repair(tree, xp.minimum(start, layout.units - count), count)
+    return memory._replace(priorities=Priorities(tree, priorities.top, priorities.live + live))
 
 
-def stack_rows(layout: Layout, memory: Memory, row: Array, env: Array) -> Array:
-    """The rows of the k frames of each stack, oldest first: S -> [*S, k]. Where the episode began less than k
-    rows ago, its first frame stands for those before it."""
+def stacked_places(layout: Layout, memory: Memory, place: Array) -> Array:
+    """The places of the k frames of each stack, oldest first: S -> [*S, k]. Where the episode began less than
+    k rows ago, its first frame stands for those before it."""
     xp = module(memory.first)
-    found = [row]
+    found = [place]
     for _ in range(layout.frames - 1):
-        begins = at(layout, memory.first, found[-1], env)
-        found.append(xp.where(begins, found[-1], wrap(layout, found[-1] - 1)))
+        begins = at(memory.first, found[-1])
+        found.append(around(layout, found[-1] - layout.envs * ~begins))
     return xp.stack(found[::-1], axis=-1)
 
 
-def observations(layout: Layout, memory: Memory, row: Array, env: Array) -> Observation:
-    """The observations at these rows, stacks rebuilt: S -> leaves [*S, ...]."""
-    look = lambda array: at(layout, array, row, env)  # noqa: E731
+def observations(layout: Layout, memory: Memory, place: Array) -> Observation:
+    """The observations at these places, stacks rebuilt: S -> leaves [*S, ...]."""
+    look = lambda array: at(array, place)  # noqa: E731
     if layout.frames == 1:
         return jax.tree.map(look, memory.obs)
-    row_of_each = stack_rows(layout, memory, row, env)
-    policy = at(layout, memory.obs.policy, row_of_each, env[..., None])
+    policy = at(memory.obs.policy, stacked_places(layout, memory, place))
     return Observation(policy, *jax.tree.map(look, (memory.obs.critic, memory.obs.mask)))
 
 
@@ -237,16 +258,15 @@ def check_frames(layout: Layout, memory: Memory, trajectory: Trajectory) -> None
             f"the environment says that it stacks {layout.frames} frames on the first axis of its "
             f"observation, whose shape is {stacks.shape[2:]}"
         )
-    axes = tuple(range(2, stacks.ndim))
-    follows = (stacks[1:, :, :-1] == stacks[:-1, :, 1:]).all(axis=axes)
-    begins = (stacks[first][:, 1:] == stacks[first][:, :-1]).all()
-    row, env = np.asarray(memory.head), np.arange(layout.envs)
-    row, whole = np.broadcast_to(row, env.shape).astype(np.intp), True
-    if memory.filled >= layout.frames - 1:
-        goes_on = (observations(layout, memory, row, env).policy == stacks[0]).all(axis=axes[:-1] or None)
-        goes_on = goes_on.reshape(layout.envs, -1).all(axis=1)
-        whole = bool((goes_on | first[0]).all())
-    if not ((follows | first[1:]).all() and begins and whole):
+    same = lambda a, b: (a == b).reshape(*a.shape[:2], -1).all(axis=2)  # noqa: E731
+    good = (same(stacks[1:, :, :-1], stacks[:-1, :, 1:]) | first[1:]).all()
+    begins = stacks[first]
+    good &= (begins[:, 1:] == begins[:, :-1]).all()
+    if memory.filled >= layout.frames:  # the newest stack that is stored is the first of the fragment
+        place = memory.head * layout.envs + np.arange(layout.envs)
+        newest = observations(layout, memory, place).policy
+        good &= (same(newest[None], stacks[:1]) | first[:1]).all()
+    if not good:
         raise ShoalError(
             f"the environment says that it stacks {layout.frames} frames, but its observations are not the "
             "ones before with a frame more at the end (an episode begins with copies of its first frame)"

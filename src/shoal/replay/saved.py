@@ -66,19 +66,21 @@ def load(layout: Layout, memory: Memory, saved: Mapping[str, np.ndarray], prefix
 
 
 def _content(layout: Layout, memory: Memory) -> dict[str, Any]:
-    """What is saved of a NumPy memory: views. Of the tree only leaves, which the rest follows from."""
-    rows = layout.rows if memory.filled == layout.rows - 1 else int(memory.filled) + 1
-    fragments = -(-rows // layout.fragment)
-    cut = lambda x: x[:rows]  # noqa: E731
-    content: dict[str, Any] = {
-        name: jax.tree.map(cut, getattr(memory, name))
-        for name in ("obs", "first", "action", "reward", "terminated")
-    }
-    content["carry"] = jax.tree.map(lambda x: x[:fragments], memory.carry)
+    """What is saved of a NumPy memory: views of the rows that hold something. The newest observation has no
+    action yet. Of the tree only leaves, which the rest follows from."""
+    full = memory.filled == layout.rows - 1
+    acted = layout.rows if full else int(memory.filled)
+    seen = min(acted + 1, layout.rows)
+
+    def cut(array: Any, rows: int) -> Any:
+        return jax.tree.map(lambda x: x[:rows], array)
+
+    content: dict[str, Any] = {name: cut(getattr(memory, name), seen) for name in ("obs", "first")}
+    content |= {name: cut(getattr(memory, name), acted) for name in ("action", "reward", "terminated")}
+    content["carry"] = cut(memory.carry, acted // layout.fragment)
     if layout.prioritized:
-        units = -(-rows // layout.stride) * layout.envs
         size = memory.priorities.tree.shape[0] // 2
-        leaves = memory.priorities.tree[size : size + units]
+        leaves = memory.priorities.tree[size : size + acted // layout.stride * layout.envs]
         content["priorities"] = {"leaves": leaves, "top": np.float32(memory.priorities.top)}
     return content
 
@@ -108,5 +110,5 @@ def _check_priorities(found: Mapping[str, np.ndarray], under: str) -> None:
 
 def _rebuilt(layout: Layout, priorities: Priorities) -> Priorities:
     size = priorities.tree.shape[0] // 2
-    tree = sumtree.repair(priorities.tree, 0, size)
+    tree = sumtree.rebuild(priorities.tree, size)
     return Priorities(tree, priorities.top, (tree[size:] > 0).sum(dtype=np.int32))

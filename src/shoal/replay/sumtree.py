@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shoal.replay.arrays import integers, module, multiply_high, put, put_rows, rows_at, take
+from shoal.replay.arrays import integers, module, multiply_high, put, put_rows, repeat, rows_at, take
 from shoal.types import Array
 
 LEAST, MOST = 2.0**-40, 2.0**40  # the priorities of units that can be drawn lie between these
@@ -41,24 +41,38 @@ def put_leaves(tree: Array, index: Array, values: Array) -> Array:
 
 
 def repair(tree: Array, start: Any, count: int) -> Array:
-    """Make the ancestors of the leaves start ... start + count - 1 the sums that they should be."""
-    level = tree.shape[0] // 2  # the number of nodes in this level, and its first node
-    low, width = start + level, count
-    while level > 1:
-        level //= 2
-        low, width = low // 2, width // 2 + 1  # one more than needed, where both ends are even
-        if width >= level:
-            low, width = level, level
-        else:
-            low = low - (low + width - 2 * level) * (low + width > 2 * level)
-        pairs = rows_at(tree, 2 * low, 2 * width).reshape(width, 2)
-        tree = put_rows(tree, low, pairs[:, 0] + pairs[:, 1])
-    return tree
+    """Make the ancestors of the leaves start ... start + count - 1 the sums that they should be.
+
+    In each level a stretch wide enough for all levels is summed again, which near the root reaches into the
+    levels below: their nodes are right already and come out the same.
+    """
+    size = tree.shape[0] // 2
+    width = min(count // 2 + 1, size // 2)  # of nodes; half the leaves, and one for an odd start
+
+    def up(now: tuple[Array, Any]) -> tuple[Array, Any]:
+        tree, low = now
+        low = low // 2
+        first = low - (low + width - size) * (low + width > size)
+        pairs = rows_at(tree, 2 * first, 2 * width).reshape(width, 2)
+        return put_rows(tree, first, pairs[:, 0] + pairs[:, 1]), low
+
+    return repeat(module(tree), _depth(tree), up, (tree, start + size))[0]
+
+
+def rebuild(tree: Array, width: int) -> Array:
+    """Make all nodes above the level of `width` nodes the sums that they should be."""
+    xp = module(tree)
+    levels = [tree[width : 2 * width]]
+    while width > 1:
+        width //= 2
+        pairs = levels[-1].reshape(width, 2)
+        levels.append(pairs[:, 0] + pairs[:, 1])
+    return put_rows(tree, 0, xp.concatenate([xp.zeros(1, xp.float32), *levels[:0:-1]]))
 
 
 def update(tree: Array, index: Array, values: Array, chosen: Array) -> Array:
     """Give these units ([R]) these priorities where `chosen` (bool [R]). Of several for one unit the highest
-    stays, whatever the order."""
+    stays, whatever the order. Levels that have no more nodes than there are units are summed whole."""
     size = tree.shape[0] // 2
     if isinstance(tree, jax.Array):
         node = index + size
@@ -68,16 +82,16 @@ def update(tree: Array, index: Array, values: Array, chosen: Array) -> Array:
         node = index[chosen] + size
         tree[node] = 0.0
         np.maximum.at(tree, node, values[chosen])
-    level = size
-    while level > 1:
-        level //= 2
-        if level <= node.shape[0]:
-            pairs = tree[2 * level : 4 * level].reshape(level, 2)
-            tree = put_rows(tree, level, pairs[:, 0] + pairs[:, 1])
-        else:
-            node = node >> 1
-            tree = put(tree, node, take(tree, 2 * node) + take(tree, 2 * node + 1))
-    return tree
+    width = min(size, 1 << index.shape[0].bit_length())
+
+    def up(now: tuple[Array, Array]) -> tuple[Array, Array]:
+        tree, node = now
+        node = node >> 1
+        pairs = take(tree.reshape(-1, 2), node)
+        return put(tree, node, pairs[:, 0] + pairs[:, 1]), node
+
+    tree, _ = repeat(module(tree), (size // width).bit_length() - 1, up, (tree, node))
+    return rebuild(tree, width)
 
 
 def sample(tree: Array, word: Array, more: Array) -> Array:
@@ -100,52 +114,39 @@ def sample(tree: Array, word: Array, more: Array) -> Array:
     point = (low + multiply_high(word, bound[1:] - bound[:-1])).astype(xp.float32) * grid
     below = (more >> xp.uint32(8)).astype(xp.float32) * (grid * xp.float32(2.0**-24))
     if isinstance(tree, jax.Array):
-        return _descend_traced(tree, point, below)
-    return _descend_fast(tree, point, below)
+        return _descend(tree, point, below)
+    return _descend_quickly(tree, point, below)
 
 
-def _depths(tree: Array) -> tuple[int, int]:
-    depth = tree.shape[0].bit_length() - 2
-    return depth // 2, depth - depth // 2
+def _depth(tree: Array) -> int:
+    """Levels below the root."""
+    return tree.shape[0].bit_length() - 2
 
 
-def _careful_step(xp: Any, tree: Array, node: Array, point: Array) -> tuple[Array, Array]:
-    """One level down: to the right where the point lies there and anything is there."""
-    pairs = take(tree.reshape(-1, 2), node)
-    left, right = pairs[..., 0], pairs[..., 1]
-    go = (point >= left) & (right > 0)
-    return 2 * node + go, xp.where(go, point - left, point)
+def _descend(tree: Array, point: Array, below: Array) -> Array:
+    """The units that lie at `point`, where it is refined by `below` half-way."""
+    xp, depth = module(tree), _depth(tree)
 
+    def down(now: tuple[Array, Array]) -> tuple[Array, Array]:
+        node, point = now
+        pairs = take(tree.reshape(-1, 2), node)
+        left, right = pairs[..., 0], pairs[..., 1]
+        go = (point >= left) & (right > 0)
+        return 2 * node + go, xp.where(go, point - left, point)
 
-def _descend_traced(tree: Array, point: Array, below: Array) -> Array:
-    def step(_: Any, now: tuple[Array, Array]) -> tuple[Array, Array]:
-        return _careful_step(jnp, tree, *now)
-
-    upper, lower = _depths(tree)
-    node, point = jax.lax.fori_loop(0, upper, step, (jnp.ones(point.shape, jnp.int32), point))
-    node, _ = jax.lax.fori_loop(0, lower, step, (node, point + below))
+    node, point = repeat(xp, depth // 2, down, (xp.ones(point.shape, integers(xp)), point))
+    node, _ = repeat(xp, depth - depth // 2, down, (node, point + below))
     return node - tree.shape[0] // 2
 
 
-def _descend_careful(tree: Array, point: Array, below: Array) -> Array:
-    upper, lower = _depths(tree)
-    node: Array = np.ones(point.shape, np.intp)
-    for _ in range(upper):
-        node, point = _careful_step(np, tree, node, point)
-    point = point + below
-    for _ in range(lower):
-        node, point = _careful_step(np, tree, node, point)
-    return node - tree.shape[0] // 2
-
-
-def _descend_fast(tree: np.ndarray, point: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """As the careful descent, without looking to the right. Where nothing was there, rounding has led to a
-    leaf of 0; those few go down again with care."""
-    upper, lower = _depths(tree)
+def _descend_quickly(tree: np.ndarray, point: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The same for NumPy, without a look to the right. The few that rounding has led to where nothing is end
+    at a leaf of 0, and go down again with the look."""
+    depth = _depth(tree)
     now = point.copy()
     node, left, go = np.ones(now.shape, np.intp), np.empty_like(now), np.empty(now.shape, bool)
-    for level in range(upper + lower):
-        if level == upper:
+    for level in range(depth):
+        if level == depth // 2:
             now += below
         node <<= 1
         tree.take(node, out=left, mode="clip")
@@ -156,5 +157,5 @@ def _descend_fast(tree: np.ndarray, point: np.ndarray, below: np.ndarray) -> np.
     wrong = tree.take(node) <= 0
     node -= tree.shape[0] // 2
     if wrong.any():
-        node[wrong] = _descend_careful(tree, point[wrong], below[wrong])
+        node[wrong] = _descend(tree, point[wrong], below[wrong])
     return node
