@@ -1,4 +1,4 @@
-"""`shoal`: train, resume, evaluate, plot, list and show from the command line.
+"""`shoal`: train, resume, evaluate, plot, list, show and solve from the command line.
 
 Exit codes: 0 done; 1 something failed while running (an environment, a bug); 2 a mistake in what was
 asked for; 130 interrupted. Whatever goes wrong is one line on standard error. JAX is imported by the
@@ -214,6 +214,13 @@ def show(arguments: list[str], failure: Failure) -> int:
     return 0
 
 
+def solve(arguments: list[str], failure: Failure) -> int:
+    """shoal solve ENV ..."""
+    from shoal import cli_solve
+
+    return cli_solve.solve(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str], Failure], int], str]] = {
     "train": (train, "train an algorithm on an environment"),
     "resume": (resume, "continue a run from its latest checkpoint"),
@@ -221,6 +228,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Failure], int], str]] = {
     "plot": (plot, "draw the learning curves of runs"),
     "list": (list_runs, "list runs: algorithm, environment, steps, return, state"),
     "show": (show, "all settings of an algorithm"),
+    "solve": (solve, "solve a small environment exactly: its optimal values and policy"),
 }
 
 if __name__ == "__main__":

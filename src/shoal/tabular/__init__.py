@@ -37,6 +37,9 @@ _PUBLIC = {
     "finite_horizon": "shoal.tabular.planning",
     "reachable": "shoal.tabular.structure",
     "never_ending": "shoal.tabular.structure",
+    "mdp_of": "shoal.envs.toy_text",
+    "draw": "shoal.tabular.picture",
+    "text_grid": "shoal.tabular.picture",
     "random_mdp": "shoal.tabular.random",
     "MDPEnv": "shoal.tabular.env",
 }
@@ -44,6 +47,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from shoal.envs.toy_text import mdp_of as mdp_of
     from shoal.tabular.bellman import evaluate as evaluate
     from shoal.tabular.bellman import expectation as expectation
     from shoal.tabular.bellman import greedy as greedy
@@ -59,6 +63,8 @@ if TYPE_CHECKING:
     from shoal.tabular.gradient import policy_value as policy_value
     from shoal.tabular.mdp import MDP as MDP
     from shoal.tabular.mdp import Grid as Grid
+    from shoal.tabular.picture import draw as draw
+    from shoal.tabular.picture import text_grid as text_grid
     from shoal.tabular.planning import Solution as Solution
     from shoal.tabular.planning import finite_horizon as finite_horizon
     from shoal.tabular.planning import policy_iteration as policy_iteration
