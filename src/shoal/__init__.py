@@ -15,6 +15,8 @@ _PUBLIC = {
     "PPO": "shoal.algorithms.ppo",
     "A2C": "shoal.algorithms.a2c",
     "REINFORCE": "shoal.algorithms.reinforce",
+    "DQN": "shoal.algorithms.dqn",
+    "Rainbow": "shoal.algorithms.dqn",
     "SAC": "shoal.algorithms.sac",
     "TD3": "shoal.algorithms.td3",
     "DDPG": "shoal.algorithms.td3",
@@ -37,6 +39,8 @@ __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAl
 
 if TYPE_CHECKING:
     from shoal.algorithms.a2c import A2C as A2C
+    from shoal.algorithms.dqn import DQN as DQN
+    from shoal.algorithms.dqn import Rainbow as Rainbow
     from shoal.algorithms.ppo import PPO as PPO
     from shoal.algorithms.q_learning import QLearning as QLearning
     from shoal.algorithms.reinforce import REINFORCE as REINFORCE

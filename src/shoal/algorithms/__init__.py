@@ -13,6 +13,7 @@ REGISTRY = {
     "reinforce": "shoal.algorithms.reinforce:REINFORCE",
     "a2c": "shoal.algorithms.a2c:A2C",
     "ppo": "shoal.algorithms.ppo:PPO",
+    "dqn": "shoal.algorithms.dqn:DQN",
     "sac": "shoal.algorithms.sac:SAC",
     "td3": "shoal.algorithms.td3:TD3",
 }
