@@ -82,7 +82,9 @@ def _graph(mdp: MDP) -> Any:
     if mdp.allowed is not None:
         chance = chance * np.repeat(mdp.allowed.reshape(-1), np.diff(rows.indptr))
     # The rows of a state's actions stand one behind the other: together they are one row.
-    graph = csr_array((chance, rows.indices, rows.indptr[:: mdp.actions]), shape=(mdp.states, mdp.states))
+    # A copy, because the next two lines work in place.
+    parts = (chance, rows.indices, rows.indptr[:: mdp.actions])
+    graph = csr_array(parts, shape=(mdp.states, mdp.states), copy=True)
     graph.sum_duplicates()
     graph.eliminate_zeros()
     return graph
