@@ -21,7 +21,8 @@ def n_step_sums(
     powers = np.float32(discount) ** np.arange(n + 1, dtype=np.float32)
     taken = jnp.asarray(steps)[..., None] == np.arange(n + 1)
     onward = jnp.sum(jnp.where(taken, powers, 0.0), axis=-1)
-    return jnp.sum(reward * powers[:-1], axis=-1), jnp.where(terminated, 0.0, onward)
+    real = np.arange(n) < jnp.asarray(steps)[..., None]
+    return jnp.sum(jnp.where(real, reward * powers[:-1], 0.0), axis=-1), jnp.where(terminated, 0.0, onward)
 
 
 def importance_weights(weight: Array, beta: Array | float) -> jax.Array:

@@ -153,6 +153,9 @@ class DQN:
         between(self, 0, 1, "discount", "target_tau", "epsilon_start", "epsilon_end", "priority_max_share")
         at_least(self, 0, "learning_rate", "adam_epsilon", "noisy_std", "target_tau", strictly=True)
         at_least(self, 0, "max_grad_norm", "huber_delta", strictly=True)
+        if self.distributional not in ("none", "categorical", "quantile"):
+            given = repr(self.distributional)
+            raise ShoalError(f"DQN: distributional must be none, categorical or quantile, got {given}")
         if self.v_min >= self.v_max:
             raise ShoalError(f"DQN: v_min={self.v_min:g} must be less than v_max={self.v_max:g}")
 
@@ -354,7 +357,6 @@ def _values(cfg: DQN) -> ValueDistribution:
             return categorical(cfg.atoms, cfg.v_min, cfg.v_max, rescale=cfg.rescale)
         case "quantile":
             return quantiles(cfg.atoms, cfg.huber_delta, rescale=cfg.rescale)
-    raise ShoalError(f"DQN: distributional must be none, categorical or quantile, got {cfg.distributional!r}")
 
 
 def _from_steps(drawn: Transitions, cfg: DQN) -> dict[str, Any]:
