@@ -256,9 +256,9 @@ CASES: dict[str, Case] = {
         Case(
             name="dqn-cartpole-8",
             suite="values",
-            title="DQN, Gymnasium CartPole-v1, 8 environments in one process, a gradient step of batch 64 for "
-            "every 4 environment steps (two 64x64 relu networks, uniform replay of 100k, nothing added), 1 thread. "
-            "`rows`: how many steps each environment makes between two calls of the learner",
+            title="DQN, Gymnasium CartPole-v1, 8 environments in one process, a gradient step of batch 64 "
+            "for every 4 environment steps (two 64x64 relu networks, uniform replay of 100k, nothing added), "
+            "1 thread. `rows`: how many steps each environment makes between two calls of the learner",
             work=DQN,
             entries={
                 "SB3": Entry.of("sb3"),

@@ -1,4 +1,4 @@
-"""rejax's PPO (compiled, environments in JAX) on one case; see driver.py.
+"""rejax's PPO and DQN (compiled, environments in JAX) on one case; see driver.py.
 
 rejax trains in one call; here a call is `chunk` iterations, compiled once ahead of time and then repeated
 with the state it returned, so that compilation is the first mark and every further mark is work alone.
@@ -15,7 +15,33 @@ from driver import Run
 
 
 def settings_of(case: dict[str, Any]) -> dict[str, Any]:
-    """PPO.create's keyword arguments. `own`: rejax's configs/gymnax/cartpole.yaml."""
+    """The keyword arguments of the algorithm's `create`."""
+    return {"ppo": ppo, "dqn": dqn}[case["algorithm"]](case)
+
+
+def dqn(case: dict[str, Any]) -> dict[str, Any]:
+    """The library's DQN minimises the squared error, where the others take Huber's, clips element by
+    element, and has two hidden layers of 64 in any case."""
+    return {
+        "num_envs": case["envs"],
+        "num_epochs": case["envs"] * case["rows"] // case["train_every"],
+        "batch_size": case["batch"],
+        "buffer_size": case["replay"],
+        "fill_buffer": case["learning_starts"],
+        "learning_rate": case["learning_rate"],
+        "gamma": case["gamma"],
+        "max_grad_norm": case["max_grad_norm"],
+        "target_update_freq": case["target_every"],
+        "polyak": 0.0,
+        "eps_end": case["epsilon"],
+        "exploration_fraction": case["epsilon_steps"] / steps_of_a_call(case),
+        "ddqn": False,
+        "agent_kwargs": {"activation": case["activation"]},
+    }
+
+
+def ppo(case: dict[str, Any]) -> dict[str, Any]:
+    """`own`: rejax's configs/gymnax/cartpole.yaml."""
     if case["preset"] == "own":
         return {
             "num_envs": 5,
@@ -43,15 +69,21 @@ def settings_of(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def steps_of_a_call(case: dict[str, Any], settings: dict[str, Any] | None = None) -> int:
+    """The environment steps of one call: `chunk` iterations."""
+    settings = settings or {"num_envs": case["envs"]}
+    return case["chunk"] * settings["num_envs"] * settings.get("num_steps", 1)
+
+
 def main() -> None:
     run = Run()
     case = run.case
     import jax
-    from rejax import PPO
+    import rejax
 
     settings = settings_of(case)
-    chunk = case["chunk"] * settings["num_envs"] * settings["num_steps"]
-    algorithm = PPO.create(
+    chunk = steps_of_a_call(case, settings)
+    algorithm = getattr(rejax, case["algorithm"].upper()).create(
         env=case["env"], total_timesteps=chunk, eval_freq=chunk, skip_initial_evaluation=True, **settings
     )
     if case.get("target") is None:

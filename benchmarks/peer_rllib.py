@@ -1,7 +1,7 @@
 """RLlib's PPO and DQN (new API stack) on one case; see driver.py.
 
 PPO's `own` is the library's tuned example for CartPole (rllib/examples/algorithms/ppo/cartpole_ppo.py):
-6 epochs, one linear hidden layer of 32 shared with the value. `runners` 0 samples in the driver's own process.
+6 epochs, one linear hidden layer of 32 shared with the value. `runners` 0 samples in the driver's process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run peers and Shoal in turn on the same work, in one session, and write a table.
 
-    python benchmarks/run.py speed                               one suite (speed, target, compiled) or `all`
+    python benchmarks/run.py speed              one suite (speed, target, compiled, values) or `all`
     python benchmarks/run.py speed --only ppo-cartpole-8 --peers sb3,shoal --repeats 3
 
 Every peer lives in its own virtual environment under .venvs/, made on first use (peers.py). Runs go one at
@@ -245,9 +245,12 @@ def table(case: Case, results: dict[str, list[Result]]) -> list[str]:
         case.title + ".",
         "",
         f"| | steps/s | relative to {case.baseline} | steps/s of CPU time | steps/s with start-up "
-        "| start-up and first iteration (s) | to the target (s) | env steps to it | peak memory (MB) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| start-up and first iteration (s) | to the target (s) | env steps to it | peak memory (MB) |"
+        + (" GFLOP/s | share of the machine's limit |" if case.flops else ""),
+        "|" + "---|" * (11 if case.flops else 9),
     ]
+    measured = (median_of(runs, "gflops") for runs in results.values())
+    limit = max((gflops for gflops in measured if gflops), default=None)
     for label, runs in results.items():
         good = [r for r in runs if "error" not in r]
         if not good:
@@ -267,6 +270,10 @@ def table(case: Case, results: dict[str, list[Result]]) -> list[str]:
             column("env_steps_to_target", "{:,.0f}") if targeted else "-",
             column("peak_mb", "{:,.0f}"),
         ]
+        if case.flops:
+            done = [r.get("gflops") or case.flops * r["steps_per_second"] / 1e9 for r in good]
+            share = f"{statistics.median(done) / limit:.0%}" if limit else "-"
+            cells += [spread(done, "{:,.1f}"), share]
         failed = len(runs) - len(good)
         lines.append("| " + " | ".join(cells) + " |" + (f" {failed} failed" if failed else ""))
     return [*lines, ""]
