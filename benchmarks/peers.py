@@ -72,6 +72,13 @@ PEERS: dict[str, Peer] = {
             driver="peer_rejax.py",
             packages=("rejax", "gymnax", "jax", "jaxlib", "numpy"),
         ),
+        Peer(
+            name="cpprb",
+            title="cpprb (replay in C++)",
+            steps=(["cpprb==11.0.*"],),
+            driver="replay.py",
+            packages=("cpprb", "numpy"),
+        ),
     )
 }
 

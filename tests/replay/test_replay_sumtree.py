@@ -85,9 +85,10 @@ def test_draws_are_those_of_a_search_in_the_running_sum(seed: int, units: int, n
     leaves[rng.integers(units)] += 1
     tree = built(leaves)
     word, more = bits(key_for(seed, "x"), 2 * 5 * n).reshape(2, 5, n)
-    drawn = sumtree.sample(tree, word, more)
-    np.testing.assert_array_equal(sampled(jnp.array(tree), word, more), drawn)
-    assert (leaves[drawn] > 0).all()
+    drawn, priority, sum_ = sumtree.sample(tree, word, more)
+    for on_device, on_host in zip(sampled(jnp.array(tree), word, more), (drawn, priority, sum_), strict=True):
+        assert (np.asarray(on_device) == on_host).all()
+    assert sum_ == leaves.sum() and (leaves[drawn] == priority).all() and (priority > 0).all()
     total, stratum = leaves.sum(), np.arange(n)
     ends = np.cumsum(leaves)
     # The number drawn lies within its stratum, whose ends are whole multiples of total / 2^23 or finer.
@@ -112,7 +113,7 @@ def test_draws_are_in_proportion() -> None:
     leaves = np.random.default_rng(0).uniform(0.01, 1, 1000).astype(np.float32)
     leaves[::7] = 0
     word, more = bits(key_for(0, "chi"), 800_000).reshape(2, 400_000, 1)
-    assert abs(chi_square(leaves, sumtree.sample(built(leaves), word, more))) < 3
+    assert abs(chi_square(leaves, sumtree.sample(built(leaves), word, more)[0])) < 3
 
 
 def test_small_priorities_of_a_large_tree_are_drawn_as_often_as_they_should() -> None:
@@ -123,7 +124,7 @@ def test_small_priorities_of_a_large_tree_are_drawn_as_often_as_they_should() ->
     drawn = []
     for i in range(4):
         word, more = bits(key_for(i, "small"), 2**19).reshape(2, 2**12, 2**6)
-        drawn.append(sumtree.sample(tree, word, more).ravel())
+        drawn.append(sumtree.sample(tree, word, more)[0].ravel())
     small = leaves[np.concatenate(drawn)] < 1
     expected = 4 * 2**18 * 2**16 * 2.0**-6 / leaves.astype(np.float64).sum()
     assert abs(small.sum() - expected) < 4 * np.sqrt(expected)
@@ -133,7 +134,7 @@ def test_strata_cut_the_variance() -> None:
     """One draw from each of N equal parts of the sum: equal priorities are each drawn at most twice."""
     tree = built(np.ones(256))
     word, more = bits(key_for(3, "x"), 2 * 256).reshape(2, 1, 256)
-    drawn = sumtree.sample(tree, word, more)[0]
+    drawn = sumtree.sample(tree, word, more)[0][0]
     np.testing.assert_array_equal(drawn, np.arange(256))
 
 
@@ -146,6 +147,6 @@ def test_rounding_never_leads_to_nothing() -> None:
         tree = built(leaves)
         word = np.full((1, 64), 0xFFFFFFFF, np.uint32)  # the upper end of every stratum
         for words in (word, word * 0, *bits(key_for(seed, "x"), 256).reshape(4, 1, 64)):
-            drawn = sumtree.sample(tree, words, word)
+            drawn = sumtree.sample(tree, words, word)[0]
             assert (leaves[drawn] > 0).all()
-            np.testing.assert_array_equal(sampled(jnp.array(tree), words, word), drawn)
+            np.testing.assert_array_equal(sampled(jnp.array(tree), words, word)[0], drawn)

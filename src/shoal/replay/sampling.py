@@ -65,10 +65,9 @@ def _uniform(layout: Layout, memory: Memory, words: Array) -> tuple[Array, Array
 def _by_priority(layout: Layout, memory: Memory, words: Array) -> tuple[Array, Array]:
     """(unit, weight), each [K, N]."""
     xp, priorities = module(memory.first), memory.priorities
-    unit = sumtree.sample(priorities.tree, words[0], words[1])
-    leaf = sumtree.leaves(priorities.tree, unit)
-    share = leaf * xp.asarray(priorities.live, xp.float32)
-    weight = sumtree.total(priorities.tree) / xp.where(share > 0, share, xp.inf)
+    unit, priority, total = sumtree.sample(priorities.tree, words[0], words[1])
+    share = priority * xp.asarray(priorities.live, xp.float32)
+    weight = total / xp.where(share > 0, share, xp.inf)
     return unit, weight.astype(xp.float32)
 
 

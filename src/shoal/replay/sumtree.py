@@ -94,8 +94,9 @@ def update(tree: Array, index: Array, values: Array, chosen: Array) -> Array:
     return rebuild(tree, width)
 
 
-def sample(tree: Array, word: Array, more: Array) -> Array:
-    """Units drawn in proportion to their priorities, stratified: words uint32 [K, N] twice -> [K, N].
+def sample(tree: Array, word: Array, more: Array) -> tuple[Array, Array, Array]:
+    """Units drawn in proportion to their priorities, stratified: words uint32 [K, N] twice -> (unit, its
+    priority, the sum of all), [K, N] each.
 
     The sum is cut into N equal stretches and one number is drawn from each. The sum is a float32, M * grid
     with 2^23 <= M < 2^24, so a stretch is a range of integers below M, and the number drawn an integer times
@@ -115,7 +116,8 @@ def sample(tree: Array, word: Array, more: Array) -> Array:
     below = (more >> xp.uint32(8)).astype(xp.float32) * (grid * xp.float32(2.0**-24))
     if isinstance(tree, jax.Array):
         return _descend(tree, point, below)
-    return _descend_quickly(tree, point, below)
+    unit = _descend_quickly(tree, point, below)
+    return unit, leaves(tree, unit), total(tree)
 
 
 def _depth(tree: Array) -> int:
@@ -123,20 +125,27 @@ def _depth(tree: Array) -> int:
     return tree.shape[0].bit_length() - 2
 
 
-def _descend(tree: Array, point: Array, below: Array) -> Array:
-    """The units that lie at `point`, where it is refined by `below` half-way."""
+def _descend(tree: Array, point: Array, below: Array) -> tuple[Array, Array, Array]:
+    """The units that lie at `point`, refined by `below` half-way: what `sample` gives.
+
+    Priority and sum are taken along on the way. An update of the tree waits for the units, so for this loop;
+    were there another look at the tree, XLA could not know which comes first, and would copy the tree.
+    """
     xp, depth = module(tree), _depth(tree)
 
-    def down(now: tuple[Array, Array]) -> tuple[Array, Array]:
-        node, point = now
+    def down(now: tuple[Array, ...]) -> tuple[Array, ...]:
+        node, point, _, most = now
         pairs = take(tree.reshape(-1, 2), node)
         left, right = pairs[..., 0], pairs[..., 1]
         go = (point >= left) & (right > 0)
-        return 2 * node + go, xp.where(go, point - left, point)
+        here, most = xp.where(go, right, left), xp.maximum(most, left + right)
+        return 2 * node + go, xp.where(go, point - left, point), here, most
 
-    node, point = repeat(xp, depth // 2, down, (xp.ones(point.shape, integers(xp)), point))
-    node, _ = repeat(xp, depth - depth // 2, down, (node, point + below))
-    return node - tree.shape[0] // 2
+    nothing = xp.zeros(point.shape, xp.float32)
+    now = (xp.ones(point.shape, integers(xp)), point, nothing, nothing)
+    node, point, here, most = repeat(xp, depth // 2, down, now)
+    node, _, here, most = repeat(xp, depth - depth // 2, down, (node, point + below, here, most))
+    return node - tree.shape[0] // 2, here, most
 
 
 def _descend_quickly(tree: np.ndarray, point: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -157,5 +166,5 @@ def _descend_quickly(tree: np.ndarray, point: np.ndarray, below: np.ndarray) -> 
     wrong = tree.take(node) <= 0
     node -= tree.shape[0] // 2
     if wrong.any():
-        node[wrong] = _descend(tree, point[wrong], below[wrong])
+        node[wrong] = _descend(tree, point[wrong], below[wrong])[0]
     return node
