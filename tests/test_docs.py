@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shoal import algorithms, cli, cli_options, rllib_config
+from shoal import algorithms, cli, cli_options, cli_solve, rllib_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -108,6 +108,7 @@ def check_shoal(words: list[str]) -> None:
         cli_options.parse({"stop": cli_options.Stopping, "resume": cli_options.Resume}, rest, name, "")
     elif name != "--help":
         options = {"evaluate": cli_options.Evaluate, "plot": cli_options.Plot, "list": cli_options.List}
+        options["solve"] = cli_solve.Solve
         cli_options.parse({name: options[name]}, rest, name, "")
 
 
