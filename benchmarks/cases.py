@@ -50,7 +50,7 @@ EQUAL = {
 }
 REPLAYED = {
     **{name: EQUAL[name] for name in ("preset", "steps", "target", "wall", "threads", "cache", "runners")},
-    "seconds": 7,
+    "seconds": 6,
     "rows": 1,
     "learning_starts": 1_000,
     "gamma": 0.99,
@@ -265,10 +265,11 @@ CASES: dict[str, Case] = {
                 "SB3, 16 rows": Entry.of("sb3", rows=16),
                 "SBX": Entry.of("sbx"),
                 "SBX, 16 rows": Entry.of("sbx", rows=16),
-                "RLlib, 0 runners": Entry.of("rllib", seconds=10),
-                "RLlib, 0 runners, prioritised": Entry.of("rllib", seconds=10, prioritized=True),
+                "RLlib, 0 runners": Entry.of("rllib", warmup=1_500),
+                "RLlib, 0 runners, prioritised": Entry.of("rllib", warmup=1_500, prioritized=True),
                 "Shoal, 16 rows (its default)": Entry.of("shoal", rows=16, warmup=10_000),
                 "Shoal, 1 row": Entry.of("shoal"),
+                "Shoal, 64 rows": Entry.of("shoal", rows=64, warmup=10_000),
                 "Shoal, 16 rows, prioritised": Entry.of("shoal", rows=16, warmup=10_000, prioritized=True),
             },
             baseline="SB3",
