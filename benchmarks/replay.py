@@ -107,6 +107,7 @@ def shoal_replay(on_device: bool, count: int) -> tuple[Callable[[Any], None], Ca
     if on_device:
         learn, put = jax.jit(learn, donate_argnums=0), jax.jit(put, donate_argnums=0)
     memory: Any = None
+    keys: Any = None
 
     def insert(fragment: dict[str, Any]) -> None:
         nonlocal memory
@@ -115,8 +116,10 @@ def shoal_replay(on_device: bool, count: int) -> tuple[Callable[[Any], None], Ca
         memory = put(memory, trajectory(fragment))
 
     def update(number: int, errors: Any) -> None:
-        nonlocal memory
-        memory, drawn, weight = learn(memory, fold(key, number), errors)
+        nonlocal memory, keys
+        if keys is None or number % 100 == 0:
+            keys = fold(key, np.arange(number, number + 100, dtype=np.uint32))
+        memory, drawn, weight = learn(memory, keys[number % 100], errors)
         jax.block_until_ready((drawn, weight))
 
     return insert, update

@@ -107,7 +107,7 @@ def test_compiled_programs_copy_nothing_big(name: str) -> None:
         return jax.lax.scan(lambda m, key: learn(insert(shape, m, fragment), key), memory, keys)
 
     sizes = {x.size for x in jax.tree.leaves(memory) if x.size >= 2**16}
-    assert len(sizes) >= 3
+    assert len(sizes) >= 2
     for program, key in ((learn, (2,)), (loop, (5, 2))):
         lowered = jax.jit(program, donate_argnums=0).lower(memory, jax.ShapeDtypeStruct(key, np.uint32))
         copies = re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", lowered.compile().as_text())

@@ -43,13 +43,6 @@ def put_rows(array: Array, start: Any, rows: Any) -> Array:
     return array
 
 
-def rows_at(array: Array, start: Any, count: int) -> Array:
-    """array[start : start + count], which must exist."""
-    if isinstance(array, jax.Array):
-        return jax.lax.dynamic_slice_in_dim(array, start, count, 0)
-    return array[start : start + count]
-
-
 def repeat(xp: Any, times: int, step: Callable[[Any], Any], state: Any) -> Any:
     """state = step(state), so many times; a loop in the compiled program."""
     if xp is np:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shoal.replay.arrays import integers, module, multiply_high, put, put_rows, repeat, rows_at, take
+from shoal.replay.arrays import integers, module, multiply_high, put, put_rows, repeat, take
 from shoal.types import Array
 
 LEAST, MOST = 2.0**-40, 2.0**40  # the priorities of units that can be drawn lie between these
@@ -53,9 +53,14 @@ def repair(tree: Array, start: Any, count: int) -> Array:
         tree, low = now
         low = low // 2
         first = low - (low + width - size) * (low + width > size)
-        pairs = rows_at(tree, 2 * first, 2 * width).reshape(width, 2)
-        return put_rows(tree, first, pairs[:, 0] + pairs[:, 1]), low
+        if isinstance(tree, jax.Array):
+            pairs = jax.lax.dynamic_slice_in_dim(tree, 2 * first, 2 * width).reshape(width, 2)
+            return put_rows(tree, first, pairs[:, 0] + pairs[:, 1]), low
+        pairs = tree[2 * first : 2 * (first + width)]
+        np.add(pairs[::2], pairs[1::2], out=tree[first : first + width])
+        return tree, low
 
+    start = start if isinstance(tree, jax.Array) else int(start)
     return repeat(module(tree), _depth(tree), up, (tree, start + size))[0]
 
 
@@ -157,7 +162,7 @@ def _descend_quickly(tree: np.ndarray, point: np.ndarray, below: np.ndarray) -> 
     for level in range(depth):
         if level == depth // 2:
             now += below
-        node <<= 1
+        node += node
         tree.take(node, out=left, mode="clip")
         np.greater_equal(now, left, out=go)
         left *= go
