@@ -299,7 +299,7 @@ CASES: dict[str, Case] = {
             suite="values",
             title="Compiled DQN, CartPole in JAX, 8 environments, a gradient step of batch 64 for every 4 "
             "environment steps (two 64x64 relu networks, uniform replay of 100k), 1 thread",
-            work={**DQN, "steps": 10**9, "chunk": 2048},
+            work={**DQN, "steps": 10**9, "chunk": 512},
             entries={
                 "rejax": Entry.of("rejax"),
                 "Shoal, 16 rows (its default)": Entry.of("shoal_compiled", rows=16),
