@@ -135,3 +135,11 @@ def sequences(layout: Layout, past: History, head: int) -> dict[int, Trajectory]
             if known(layout, past, head, t, b):
                 found[t % layout.rows // layout.fragment * layout.envs + b] = (whole, b)
     return found
+
+
+def chi_square(expected: np.ndarray, counts: np.ndarray) -> float:
+    """(chi^2 - its mean) / its standard deviation. What is never expected must never occur."""
+    assert not counts[expected == 0].any()
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    degrees = len(expected) - 1
+    return (((counts - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay_histories import chi_square
 
 from shoal.keys import bits, key_for
 from shoal.replay import sumtree
@@ -98,22 +99,13 @@ def test_draws_are_those_of_a_search_in_the_running_sum(seed: int, units: int, n
     assert (drawn >= lowest).all() and (drawn <= highest).all()
 
 
-def chi_square(leaves: np.ndarray, drawn: np.ndarray) -> float:
-    """(chi^2 - its mean) / its standard deviation, of counts against proportional expectation."""
-    counts = np.bincount(drawn.ravel(), minlength=len(leaves))
-    expected = leaves / leaves.sum() * drawn.size
-    assert not counts[expected == 0].any()
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    degrees = len(expected) - 1
-    return (((counts - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees)
-
-
 def test_draws_are_in_proportion() -> None:
     """1000 units whose priorities differ a hundredfold, 400,000 draws one at a time."""
     leaves = np.random.default_rng(0).uniform(0.01, 1, 1000).astype(np.float32)
     leaves[::7] = 0
     word, more = bits(key_for(0, "chi"), 800_000).reshape(2, 400_000, 1)
-    assert abs(chi_square(leaves, sumtree.sample(built(leaves), word, more)[0])) < 3
+    drawn = sumtree.sample(built(leaves), word, more)[0].ravel()
+    assert abs(chi_square(leaves / leaves.sum() * drawn.size, np.bincount(drawn, minlength=1000))) < 3
 
 
 def test_small_priorities_of_a_large_tree_are_drawn_as_often_as_they_should() -> None:
