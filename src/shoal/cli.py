@@ -190,7 +190,7 @@ def show(arguments: list[str], failure: Failure) -> int:
     """shoal show ALGORITHM"""
     from shoal import algorithms
 
-    names = ", ".join(algorithms.REGISTRY)
+    names = ", ".join([*algorithms.REGISTRY, *algorithms.PRESETS])
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: shoal show ALGORITHM, one of {names}")
         return 0
@@ -202,12 +202,14 @@ def show(arguments: list[str], failure: Failure) -> int:
     from shoal.cli_options import documented
 
     cls = algorithms.load(arguments[0])
+    preset = algorithms.default(arguments[0]) if arguments[0].lower() in algorithms.PRESETS else None
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("setting", "default", "type"):
         table.add_column(heading, no_wrap=heading != "type")
     table.add_column("meaning")
     for setting, kind, default, text in documented(cls):
-        table.add_row(setting, default, Text(kind, "dim"), Text(text))
+        value = default if preset is None else repr(getattr(preset, setting))
+        table.add_row(setting, value, Text(kind, "dim"), Text(text))
     console = _console()
     console.print(Text(_flat(cls.__doc__)))
     console.print(table)

@@ -134,14 +134,26 @@ class List:
     """Where to look, at any depth."""
 
 
-def parse(parts: Mapping[str, type], argv: Sequence[str], prog: str, description: str) -> dict[str, Any]:
+def parse(
+    parts: Mapping[str, type],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Arguments -> for each part an instance of its dataclass. Prints help and exits where asked for it.
 
+    defaults: instances whose values hold where nothing is given, for parts whose own shall not.
     Raises ShoalError, with one line, for anything that does not fit.
     """
+    defaults = defaults or {}
     argv = bare(argv, "--plot", "--video")
     check_flags(parts, argv)
-    command = dataclasses.make_dataclass("Command", list(parts.items()), frozen=True, kw_only=True)
+    fields = [
+        (name, cls, dataclasses.field(default=defaults[name]) if name in defaults else dataclasses.field())
+        for name, cls in parts.items()
+    ]
+    command = dataclasses.make_dataclass("Command", fields, frozen=True, kw_only=True)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box), _registry():

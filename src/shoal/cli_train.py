@@ -23,7 +23,8 @@ InRun = Callable[[Path], None]  # told the run directory as soon as what breaks 
 
 def train(arguments: Sequence[str], in_run: InRun) -> int:
     """shoal train ALGORITHM ENV ..., and its exit code."""
-    usage = f"shoal train ALGORITHM ENV ..., where ALGORITHM is one of {', '.join(algorithms.REGISTRY)}"
+    names = ", ".join([*algorithms.REGISTRY, *algorithms.PRESETS])
+    usage = f"shoal train ALGORITHM ENV ..., where ALGORITHM is one of {names}"
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: {usage}\nshoal train ALGORITHM --help lists everything that can be set.")
         return 0
@@ -31,7 +32,8 @@ def train(arguments: Sequence[str], in_run: InRun) -> int:
         raise ShoalError(f"the algorithm comes first: {usage}")
     name = arguments[0]
     parts = {"stop": Stopping, "run": Run, name: algorithms.load(name)}
-    parsed = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.")
+    defaults = {name: algorithms.default(name)} if name.lower() in algorithms.PRESETS else {}
+    parsed = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.", defaults)
     algorithm, stop, run = parsed[name], parsed["stop"], parsed["run"]
     seeds = "-".join(map(str, run.seeds or (run.seed,)))
     run_dir = Path(run.run_dir) if run.run_dir else new_run_dir(Path("runs"), f"{run.env}-{name}-{seeds}")

@@ -18,12 +18,28 @@ REGISTRY = {
     "td3": "shoal.algorithms.td3:TD3",
 }
 
+# Functions that give an algorithm's dataclass with other defaults.
+PRESETS = {
+    "rainbow": "shoal.algorithms.dqn:Rainbow",
+}
+
 
 def load(name: str) -> type[Any]:
-    """The dataclass of an algorithm's hyper-parameters. Raises ShoalError for an unknown name."""
-    if name.lower() not in REGISTRY:
-        raise ShoalError(f"unknown algorithm {name!r}: {did_you_mean(name, REGISTRY)}")
-    module, _, attribute = REGISTRY[name.lower()].partition(":")
+    """The dataclass of an algorithm's (or a preset's) hyper-parameters. ShoalError for an unknown name."""
+    made = _named(name)
+    return made if isinstance(made, type) else type(made())
+
+
+def default(name: str) -> Any:
+    """The algorithm as it is where nothing is set; of a preset, with its values."""
+    return _named(name)()
+
+
+def _named(name: str) -> Any:
+    known = {**REGISTRY, **PRESETS}
+    if name.lower() not in known:
+        raise ShoalError(f"unknown algorithm {name!r}: {did_you_mean(name, known)}")
+    module, _, attribute = known[name.lower()].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
