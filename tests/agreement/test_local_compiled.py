@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal import A2C, PPO, REINFORCE, Compiled, Local
+from shoal import A2C, DQN, PPO, REINFORCE, SAC, TD3, Compiled, Local, Rainbow
 from shoal.config import transformed
 from shoal.envs import resolve
 from shoal.fingerprint import fingerprint
@@ -19,6 +19,15 @@ ALGORITHMS = {
     "a2c": A2C(hidden=(16,)),
     "reinforce": REINFORCE(rollout_length=32, hidden=(16,)),
     "reinforce-bare": REINFORCE(rollout_length=32, hidden=(16,), baseline=False),
+}
+
+QUICK: dict[str, Any] = {
+    "rollout_length": 4,
+    "batch_size": 8,
+    "capacity": 120,
+    "learning_starts": 20,
+    "hidden": (16,),
+    "train_every": 1,
 }
 
 
@@ -46,6 +55,32 @@ def test_same_bits(name: str, env: str) -> None:
         for (reward, first), (reward2, first2) in zip(a.fragments, b.fragments, strict=True):
             np.testing.assert_array_equal(reward, reward2)
             np.testing.assert_array_equal(first, first2)
+
+
+REPLAYED: dict[str, tuple[Any, str]] = {
+    "dqn": (DQN(**{**QUICK, "train_every": 3, "gradient_steps": 4}), "jax:CartPole-v1"),
+    "dqn-prioritized": (DQN(**QUICK, prioritized=True, n_step=3, double=True), "jax:CartPole-v1"),
+    "dqn-memory": (DQN(**QUICK, memory=8, burn_in=4, sequence_length=8), "jax:CartPole-v1"),
+    "rainbow": (Rainbow(**QUICK, v_max=100.0, atoms=11, importance_steps=300), "jax:GridWorld"),
+    "sac": (SAC(**QUICK), "gymnax:Pendulum-v1"),
+    "td3": (TD3(**QUICK), "gymnax:Pendulum-v1"),
+}
+
+
+@pytest.mark.parametrize("normalized", [False, True], ids=["", "normalized"])
+@pytest.mark.parametrize("name", REPLAYED)
+def test_same_bits_through_a_replay(name: str, normalized: bool) -> None:
+    """Also where the ring wraps (120 rows hold 7 fragments of 16), and with several groups."""
+    algorithm, env = REPLAYED[name]
+    how = {"normalized": normalized, "iterations": 10}
+    local, here = run(Local(envs=4, groups=2), algorithm, env, **how)
+    compiled, there = run(Compiled(envs=4, groups=2), algorithm, env, **how)
+    assert fingerprint(local.state) == fingerprint(compiled.state)
+    assert sum(a.metrics["replay/gradient_steps"] for a in here) >= 100
+    for a, b in zip(here, there, strict=True):
+        assert a.metrics.keys() == b.metrics.keys()
+        for metric in a.metrics:
+            np.testing.assert_array_equal(a.metrics[metric], b.metrics[metric])
 
 
 def test_same_bits_in_groups() -> None:

@@ -1,16 +1,17 @@
-"""The runs that are killed and resumed: every algorithm, both executors, memory, normalisation, and
+"""The runs that are killed and resumed: every algorithm, both executors, memory, normalisation, replays, and
 environments that are saved in every way (journal, fresh journal, vector journal, state)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from shoal import A2C, PPO, REINFORCE, Compiled, Local, Trainer
+from shoal import A2C, DQN, PPO, REINFORCE, SAC, TD3, Compiled, Local, Rainbow, Trainer
 
 STEPS = 1500
 # ruff: noqa: C408  (keyword arguments read better as dict(...))
 SMALL: dict[str, Any] = {"hidden": (16,)}
 PPO_SMALL: dict[str, Any] = {"rollout_length": 16, "epochs": 2, "minibatches": 2, **SMALL}
+REPLAYED: dict[str, Any] = {"rollout_length": 8, "batch_size": 8, "learning_starts": 200, **SMALL}
 BOTH = {"normalize_observations": True, "scale_rewards": True}
 
 CASES: dict[str, dict[str, Any]] = {
@@ -34,6 +35,27 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "reinforce-compiled": dict(
         algorithm=REINFORCE(rollout_length=16, **SMALL), env="jax:GridWorld", on=Compiled(envs=4)
+    ),
+    # The replay wraps around within the run: 600 rows are kept of 1500.
+    "dqn-cartpole": dict(
+        algorithm=DQN(**REPLAYED, capacity=600, prioritized=True, n_step=3, importance_steps=1000),
+        env="CartPole-v1",
+        on=Local(envs=4, groups=2),
+        **BOTH,
+    ),
+    "dqn-memory-cartpole": dict(
+        algorithm=DQN(**REPLAYED, capacity=600, memory=8, burn_in=4, sequence_length=8, prioritized=True),
+        env="CartPole-v1",
+        on=Local(envs=4),
+    ),
+    "sac-pendulum": dict(algorithm=SAC(**REPLAYED, capacity=600), env="Pendulum-v1", on=Local(envs=2)),
+    "rainbow-compiled": dict(
+        algorithm=Rainbow(**REPLAYED, capacity=600, atoms=11, v_max=100.0),
+        env="jax:CartPole-v1",
+        on=Compiled(envs=4, groups=2),
+    ),
+    "td3-compiled": dict(
+        algorithm=TD3(**REPLAYED, capacity=600), env="gymnax:Pendulum-v1", on=Compiled(envs=4), **BOTH
     ),
 }
 

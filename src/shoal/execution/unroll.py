@@ -55,7 +55,7 @@ def act_row(agent: Agent) -> ActRow:
     ) -> tuple[Any, Carry, Any]:
         rows = jnp.arange(index.shape[0], dtype=jnp.uint32)
         acting = Acting(key=fold(fold(key, t), rows), index=index, explore=explore, reward=reward)
-        return agent.act(params, carry, obs, first, acting)
+        return alone(agent.act, t < np.uint32(2**32 - 1), params, carry, obs, first, acting)
 
     return act
 
@@ -92,6 +92,20 @@ def fragment_form(agent: Agent, spec: EnvSpec, envs: int, state: State) -> Traje
         extras=jax.tree.map(times(rows), extras),
         carry=carry,
     )
+
+
+def alone(function: Callable[..., Any], always: Any, *arguments: Any) -> Any:
+    """function(*arguments), as a computation that XLA compiles by itself, whatever is around it.
+
+    always: bool [], true, but not known to the compiler. On a CPU, XLA fuses what a function does with what is
+    around it and then rounds a product and a sum together where it can, so that the bits would depend on that.
+    (On a GPU nothing is promised of bits, and a condition would wait for the device.)
+    """
+    if jax.default_backend() != "cpu":
+        return function(*arguments)
+    form = jax.eval_shape(function, *arguments)
+    nothing = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), form)  # noqa: E731
+    return jax.lax.cond(always, function, nothing, *arguments)
 
 
 def compiled_unroll(
