@@ -13,7 +13,8 @@ Algorithms that learn from a replay (algorithm "dqn" or "sac", where "ppo" is th
 train_every (environment steps for one gradient step), rows (that each environment acts between two calls
 of the learner, so that a call makes envs * rows / train_every gradient steps), replay (its capacity),
 learning_starts, target_every (environment steps between copies of the target network), epsilon and
-epsilon_steps, prioritized; warmup: environment steps after which the measured time begins.
+epsilon_steps, prioritized; warmup: environment steps after which the measured time begins. core: the number
+of the one core that the process may use; absent: any.
 """
 
 from __future__ import annotations
@@ -270,6 +271,10 @@ CASES: dict[str, Case] = {
                 "Shoal, 16 rows (its default)": Entry.of("shoal", rows=16, warmup=10_000),
                 "Shoal, 1 row": Entry.of("shoal"),
                 "Shoal, 64 rows": Entry.of("shoal", rows=64, warmup=10_000),
+                "SB3, on one core": Entry.of("sb3", core=1),
+                "SBX, 16 rows, on one core": Entry.of("sbx", rows=16, core=1),
+                "Shoal, 16 rows, on one core": Entry.of("shoal", rows=16, warmup=10_000, core=1),
+                "Shoal, 64 rows, on one core": Entry.of("shoal", rows=64, warmup=10_000, core=1),
                 "Shoal, 16 rows, prioritised": Entry.of("shoal", rows=16, warmup=10_000, prioritized=True),
             },
             baseline="SB3",

@@ -48,7 +48,9 @@ def command(entry: Entry, work: dict[str, Any]) -> list[str]:
     else:
         peer = PEERS[entry.library]
         prefix, packages = [str(peer.python), str(HERE / peer.driver)], peer.packages
-    return [*prefix, json.dumps(work), json.dumps(list(packages))]
+    core = work.get("core")
+    pinned = [] if core is None else ["taskset", "--cpu-list", str(core)]
+    return [*pinned, *prefix, json.dumps(work), json.dumps(list(packages))]
 
 
 def environment(work: dict[str, Any], cache: Path) -> dict[str, str]:
