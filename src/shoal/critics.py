@@ -21,7 +21,7 @@ import numpy as np
 from shoal.errors import ShoalError
 from shoal.keys import fold, normal
 from shoal.layers import Network, NetworkFn, dense, dense_init, feedforward, noise
-from shoal.networks import ActorCritic, _width, torso
+from shoal.networks import ActorCritic, has_memory, torso, width_of
 from shoal.spaces import Box, Dict, Space
 from shoal.types import Array, EnvSpec, Key, Observation, Params
 from shoal.value_targets import n_step_sums
@@ -92,7 +92,7 @@ def _joined(
         return joint(space)
     own = network(space)
     without_memory(own)
-    rest = joint(Box((_width(own, space),)))
+    rest = joint(Box((width_of(own, space),)))
 
     def init(key: Key) -> Params:
         keys = fold(key, np.arange(2))
@@ -108,7 +108,7 @@ def _joined(
 
 def without_memory(network: Network | ActorCritic) -> None:
     """Raises ShoalError for a network with memory: a transition does not say what came before it."""
-    if jax.tree.leaves(jax.eval_shape(lambda: network.begin(1))):
+    if has_memory(network):
         raise ShoalError("single transitions are learned from here, so network= must have no memory; use PPO")
 
 

@@ -56,8 +56,10 @@ __all__ = [
     "from_equinox",
     "from_linen",
     "from_nnx",
+    "has_memory",
     "recurrent",
     "torso",
+    "width_of",
 ]
 
 
@@ -128,8 +130,8 @@ def recurrent(inner: NetworkFn, size: int) -> NetworkFn:
 
 
 def _with_memory(inner: Network, space: Space, size: int) -> Network:
-    width = _width(inner, space)
-    deep = _remembers(inner)
+    width = width_of(inner, space)
+    deep = has_memory(inner)
 
     def init(key: Key) -> Params:
         own = fold(key, np.arange(2))
@@ -167,7 +169,7 @@ def _with_memory(inner: Network, space: Space, size: int) -> Network:
     return Network(init=init, begin=begin, step=step, unroll=unroll)
 
 
-def _width(network: Network, space: Space) -> int:
+def width_of(network: Network, space: Space) -> int:
     """The width F of a network's features, found without computing.
 
     Raises ShoalError unless the network turns B observations into floats [B, F].
@@ -236,15 +238,15 @@ def actor_critic(
     if memory:
         build = recurrent(build, memory)
     policy_net = build(spec.observation)
-    policy_width = value_width = _width(policy_net, spec.observation)
+    policy_width = value_width = width_of(policy_net, spec.observation)
     value_net = None  # the value's own torso, if it has one
     if critic and not shared:
         value_space = spec.observation
         if spec.critic is not None:
             value_space = Dict.of({"policy": spec.observation, "critic": spec.critic})
         value_net = build(value_space)
-        value_width = _width(value_net, value_space)
-    remembers = {"policy": _remembers(policy_net), "value": value_net is not None and _remembers(value_net)}
+        value_width = width_of(value_net, value_space)
+    remembers = {"policy": has_memory(policy_net), "value": value_net is not None and has_memory(value_net)}
 
     def init(key: Key) -> Params:
         own = fold(key, np.arange(3))
@@ -318,5 +320,6 @@ def actor_critic(
     )
 
 
-def _remembers(network: Network) -> bool:
+def has_memory(network: Network | ActorCritic) -> bool:
+    """Whether it carries anything from row to row."""
     return bool(jax.tree.leaves(jax.eval_shape(lambda: network.begin(1))))

@@ -34,10 +34,7 @@ def configure(threads: int) -> int:
     """
     # For small networks on few cores a synchronous call costs a third of an asynchronous one.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    _use_cache(threads)
     if not xla_bridge.backends_are_initialized():
         os.environ[_VARIABLE] = str(threads)
         jax.devices()  # starts JAX now, while the variable says what we mean
@@ -51,6 +48,19 @@ def configure(threads: int) -> int:
             stacklevel=3,
         )
     return running
+
+
+def _use_cache(threads: int) -> None:
+    """Keep compiled programs, those of each thread count apart: XLA divides work by it when it compiles, and
+    JAX's cache does not look at it, so that one count's program would be run with another's bits."""
+    given = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if given and Path(given).name.startswith("threads_"):
+        return
+    if not given:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    folder = Path(given) if given else cache_folder() / "xla"
+    jax.config.update("jax_compilation_cache_dir", str(folder / f"threads_{threads}"))
 
 
 _started: dict[str, int] = {}

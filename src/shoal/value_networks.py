@@ -21,7 +21,7 @@ import numpy as np
 
 from shoal.keys import fold, normal, uniform
 from shoal.layers import Network, NetworkFn, activation_named, dense, dense_init, noise
-from shoal.networks import _remembers, _width, recurrent, torso
+from shoal.networks import has_memory, recurrent, torso, width_of
 from shoal.types import Array, Carry, EnvSpec, Key, Observation, Params
 
 
@@ -79,7 +79,7 @@ def q_network(
     if memory:
         build = recurrent(build, memory)
     body: Network = build(spec.observation)
-    width = _width(body, spec.observation)
+    width = width_of(body, spec.observation)
     top = _head(width, actions, size, activation, dueling, noisy_std)
 
     def init(key: Key) -> Params:
@@ -110,7 +110,7 @@ def q_network(
         step=step,
         unroll=unroll,
         noise=factors,
-        recurrent=_remembers(body),
+        recurrent=has_memory(body),
     )
 
 

@@ -97,9 +97,9 @@ def fragment_form(agent: Agent, spec: EnvSpec, envs: int, state: State) -> Traje
 def alone(function: Callable[..., Any], always: Any, *arguments: Any) -> Any:
     """function(*arguments), as a computation that XLA compiles by itself, whatever is around it.
 
-    always: bool [], true, but not known to the compiler. On a CPU, XLA fuses what a function does with what is
-    around it and then rounds a product and a sum together where it can, so that the bits would depend on that.
-    (On a GPU nothing is promised of bits, and a condition would wait for the device.)
+    always: bool [], true, but not known to the compiler. On a CPU, XLA fuses what a function does with what
+    is around it and then rounds a product and a sum together where it can, so that the bits would depend on
+    that. (On a GPU nothing is promised of bits, and a condition would wait for the device.)
     """
     if jax.default_backend() != "cpu":
         return function(*arguments)

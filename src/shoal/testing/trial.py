@@ -110,6 +110,9 @@ def drawn(plan: Replay, spec: EnvSpec, fragment: Trajectory) -> Draws:
 
     envs = fragment.reward.shape[1]
     layout = replay.Layout.of(plan, spec, envs)
+    first = np.array(fragment.first)
+    first[0] = first[-1]  # each copy goes on where the one before it ended
+    fragment = fragment._replace(first=first)
     memory = replay.empty(layout, fragment, np)
     for _ in range(2 + plan.sequence // plan.rows):
         memory = replay.insert(layout, memory, fragment)
