@@ -172,7 +172,10 @@ def _unused_rows(trial: Trial) -> dict[str, Any]:
     plan, fragment = trial.agent.plan, trial.fragment
     idle = np.asarray(fragment.first[1:])
     # An observation before a reset row is V(final observation) where a time limit cut the episode.
-    unseen = idle & np.concatenate([np.ones_like(idle[:1]), np.asarray(fragment.terminated[:-1])])
+    # Before row 0 there is nothing; in a replay there is the last row of the same fragment.
+    ended = np.asarray(fragment.terminated)
+    before = ended[-1:] if isinstance(plan, Replay) else np.ones_like(ended[:1])
+    unseen = idle & np.concatenate([before, ended[:-1]])
     noise = observations(trial.spec, fragment.first.shape, 12345)
     swapped = jax.tree.map(lambda x: np.roll(x, 1, axis=1), (fragment.action, fragment.extras))
     action, extras = jax.tree.map(_where(idle), (fragment.action, fragment.extras), swapped)
