@@ -22,7 +22,7 @@ from shoal.checkpoint import restore
 from shoal.checks import divides
 from shoal.errors import ShoalError
 from shoal.keys import fold, key_for
-from shoal.types import Agent, Array, Draws, EnvSpec, Metrics, Replay, State, Trajectory
+from shoal.types import Agent, Array, Draws, EnvSpec, Key, Metrics, Replay, State, Trajectory, Update
 
 
 class LearnKeys(NamedTuple):
@@ -87,22 +87,30 @@ class Store(NamedTuple):
 def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) -> Learning:
     layout = replay.Layout.of(plan, spec, envs)
     most = replay.most_updates(plan, envs)
-    observe, learn = (jax.jit(agent.observe), jax.jit(agent.learn)) if host else (agent.observe, agent.learn)
+    compiled = jax.jit if host else lambda function: function
+
+    @compiled
+    def observe(state: State, trajectory: Trajectory) -> State:
+        return agent.observe(state, trajectory)
+
+    @compiled
+    def observe_and_learn(state: State, trajectory: Trajectory, draws: Draws, key: Key) -> Update:
+        return agent.learn(agent.observe(state, trajectory), draws, key)
 
     def begin(form: Trajectory) -> Store:
         store = Store(replay.empty(layout, form, np if host else jnp), replay.begin(plan))
         return store if host else jax.tree.map(jnp.asarray, store)
 
     def take(state: State, store: Store, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
-        state = observe(state, trajectory)
         memory = replay.insert(layout, store.memory, trajectory)
         steps = (~trajectory.first[1:]).sum(dtype=np.int32)
         count, credit = replay.due(plan, store.credit, steps)
         count = count * replay.ready(layout, memory)  # what comes before anything can be drawn is not made up
         if host and not count:
-            return state, Store(memory, credit), {}, 0
+            return observe(state, trajectory), Store(memory, credit), {}, 0
         drawn = replay.draw(layout, memory, fold(keys.draw, iteration), most, plan.batch_size)
-        update = learn(state, Draws(drawn, count), fold(keys.learn, iteration))
+        key = fold(keys.learn, iteration)
+        update = observe_and_learn(state, trajectory, Draws(drawn, count), key)
         if plan.prioritized:
             if update.priorities is None:
                 raise ShoalError("the plan of this agent is prioritized, but its grads give no priorities")

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shoal.checkpoint import nested, restore
@@ -47,7 +48,7 @@ class LocalRun:
         self._act = jax.jit(act_row(agent))
         self._policy = jax.jit(agent.policy)
         self._groups = [source.make_group(seed, g, size) for g in range(groups)]
-        self._index = [np.arange(g * size, (g + 1) * size, dtype=np.int32) for g in range(groups)]
+        self._index = [jnp.arange(g * size, (g + 1) * size, dtype=jnp.int32) for g in range(groups)]
         self._act_keys = [key_for(seed, "act", g) for g in range(groups)]
         self._keys = LearnKeys.of(seed)
         self._carry = [agent.begin(size) for _ in range(groups)]

@@ -7,6 +7,7 @@ in each the policy acts, then the environments step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from time import perf_counter
 from typing import Any
 
@@ -159,7 +160,8 @@ def host_unroll(
 ) -> tuple[Trajectory, Carry]:
     """One fragment of a host group: (trajectory of NumPy arrays, memory after it).
 
-    act: a compiled `act_row`. spent: the seconds in "act" and "env" are added to it.
+    act: a compiled `act_row`. index: best a JAX array, which need not be copied for each row. spent: the
+    seconds in "act" and "env" are added to it.
     """
     begun = perf_counter()
     step = group.current()
@@ -173,7 +175,7 @@ def host_unroll(
     extras: list[Any] = []
     start = carry
     # What stays the same for all rows is put on the device once: a NumPy argument costs a copy per call.
-    key, index, explore = jax.device_put((key, index, np.True_))
+    key, explore = jax.device_put(key), _true()
 
     def keep(step: Step, t: int) -> Observation:
         """Row t of the buffers, filled. It is what `act` reads and is never written again, for JAX may
@@ -211,6 +213,11 @@ def host_unroll(
     spent["env"] += in_env
     spent["act"] += perf_counter() - begun - in_env
     return trajectory, carry
+
+
+@cache
+def _true() -> jax.Array:
+    return jax.device_put(np.True_)
 
 
 def join(trajectories: list[Trajectory]) -> Trajectory:

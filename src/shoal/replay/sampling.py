@@ -44,12 +44,20 @@ def draw(
     1 / (n * P(i)) of Schaul et al. 2016 before its exponent; 0 where nothing can be drawn.
     """
     xp = module(memory.first)
-    key = np.asarray(key) if xp is np else jnp.asarray(key)
-    words = bits(key, 2 * minibatches * batch_size).reshape(2, minibatches, batch_size)
+    words = (_host_words if xp is np else bits)(key, 2 * minibatches * batch_size)
+    words = words.reshape(2, minibatches, batch_size)
     choose = _by_priority if layout.prioritized else _uniform
     unit, weight = choose(layout, memory, words)
     gather = _sequences if layout.sequence else _transitions
     return gather(layout, memory, unit, weight)
+
+
+def _host_words(key: Key, n: int) -> np.ndarray:
+    """`keys.bits` for the host, compiled: NumPy takes five times as long for the same words."""
+    return np.asarray(_compiled_bits(key, n))
+
+
+_compiled_bits = jax.jit(lambda key, n: bits(jnp.asarray(key), n), static_argnums=1)
 
 
 def _uniform(layout: Layout, memory: Memory, words: Array) -> tuple[Array, Array]:
