@@ -67,12 +67,11 @@ REPLAYED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("normalized", [False, True], ids=["", "normalized"])
 @pytest.mark.parametrize("name", REPLAYED)
-def test_same_bits_through_a_replay(name: str, normalized: bool) -> None:
-    """Also where the ring wraps (120 rows hold 7 fragments of 16), and with several groups."""
+def test_same_bits_through_a_replay(name: str) -> None:
+    """Also where the ring wraps (120 rows hold 7 fragments of 16), with several groups, and normalised."""
     algorithm, env = REPLAYED[name]
-    how = {"normalized": normalized, "iterations": 10}
+    how = {"normalized": name in ("dqn-prioritized", "dqn-memory", "td3"), "iterations": 10}
     local, here = run(Local(envs=4, groups=2), algorithm, env, **how)
     compiled, there = run(Compiled(envs=4, groups=2), algorithm, env, **how)
     assert fingerprint(local.state) == fingerprint(compiled.state)
