@@ -1,9 +1,10 @@
 """Stable-Baselines3's learning curve of one off-policy run, to be laid beside Shoal's (see curves.py).
 
-    .venvs/sb3/bin/python benchmarks/curve_sb3.py sac HalfCheetah-v5 --seed 0 --steps 100000 --out FILE
+    .venvs/sb3/bin/python benchmarks/curve_sb3.py sac Hopper-v5 --seed 0 --out sb3-sac-Hopper-v5-0.jsonl
 
-Writes JSON lines: {"env_steps", "return", "seconds"} at every episode's end, and at last
-{"env_steps", "greedy_returns", "seconds", "settings"}. The settings are RL Zoo's (hyperparams/*.yml).
+curves.py reads from the file's name what it is: sb3-ALGORITHM-ENVIRONMENT-SEED.jsonl. Writes JSON lines:
+{"env_steps", "return", "seconds"} at every episode's end, and at last {"env_steps", "greedy_returns",
+"seconds", "settings"}. The settings are RL Zoo's (hyperparams/*.yml).
 """
 
 from __future__ import annotations
