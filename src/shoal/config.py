@@ -18,7 +18,7 @@ from shoal.errors import ShoalError
 from shoal.execution import Executor
 from shoal.execution.compiled import Compiled
 from shoal.execution.local import Local
-from shoal.transforms import normalize_observations, scale_rewards
+from shoal.recipe import Recipe
 from shoal.types import Agent, Algorithm, EnvSpec
 
 EXECUTORS: dict[str, type] = {"local": Local, "compiled": Compiled}
@@ -164,21 +164,18 @@ def spec_from_json(data: Mapping[str, Any]) -> EnvSpec:
     )
 
 
-def transformed(agent: Agent, spec: EnvSpec, algorithm: Any, config: Mapping[str, Any]) -> Agent:
-    """The agent with the transforms that the run asks for."""
-    if config["normalize_observations"]:
-        agent = normalize_observations(agent, spec)
-    if config["scale_rewards"]:
-        agent = scale_rewards(agent, algorithm.discount)
-    return agent
-
-
 def agent_of(
     config: Mapping[str, Any], spec: EnvSpec, *, algorithm: Any = None, trust_imports: bool = False
 ) -> Agent:
     """The agent that a run's configuration describes."""
     algorithm = algorithm_from_json(config["algorithm"], algorithm, trust_imports=trust_imports)
-    return transformed(algorithm.bind(spec), spec, algorithm, config)
+    recipe = Recipe(
+        algorithm=algorithm,
+        env={},
+        normalize=config["normalize_observations"],
+        scale=config["scale_rewards"],
+    )
+    return recipe.agent(spec)
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,6 @@ import numpy as np
 
 from shoal import checkpoint
 from shoal.config import (
-    agent_of,
     algorithm_from_json,
     algorithm_to_json,
     environment_of,
@@ -36,6 +35,7 @@ from shoal.execution.unroll import act_row
 from shoal.fingerprint import fingerprint
 from shoal.metrics import Episodes, Result
 from shoal.policy import Policy
+from shoal.recipe import Experiment, Recipe
 from shoal.recorder import Recorder
 from shoal.rundir import RunDir
 from shoal.runtime import configure
@@ -121,9 +121,17 @@ class Trainer:
             "run_id": secrets.token_hex(4),
             "versions": versions(),
         }
-        self._agent = agent_of(self.config, spec, algorithm=algorithm)
+        recipe = Recipe(
+            algorithm=algorithm,
+            env=self._source.reference or {**self._given, "journal": self._source.journal},
+            normalize=normalize_observations,
+            scale=scale_rewards,
+            threads=self._threads,
+        )
+        experiment = Experiment.of(recipe, seed, self._source)
+        self._agent = experiment.agent
         self._act = jax.jit(act_row(self._agent))
-        self._run = on.start(self._agent, self._source, seed)
+        self._run = on.start(experiment)
         self._episodes = Episodes()
         self._iteration = 0
         self._env_steps = 0
@@ -147,8 +155,8 @@ class Trainer:
 
     def _take(self, iteration: Iteration, env_steps: int, begun: float) -> Result:
         """What follows an iteration that began at `begun`: its result, its row, evaluations, checkpoints."""
-        for group, (reward, first) in enumerate(iteration.fragments):
-            self._episodes.add(group, reward, first)
+        for fragment in iteration.fragments:
+            self._episodes.add(*fragment)
         before, self._env_steps = self._env_steps, env_steps
         self._iteration += 1
         row: dict[str, Any] = {

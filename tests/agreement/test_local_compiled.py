@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from shoal import A2C, DQN, PPO, REINFORCE, SAC, TD3, Compiled, Local, Rainbow
-from shoal.config import transformed
-from shoal.envs import resolve
 from shoal.fingerprint import fingerprint
+from shoal.recipe import Experiment, Recipe
 
 ALGORITHMS = {
     "ppo": PPO(rollout_length=16, epochs=2, minibatches=2, hidden=(16,)),
@@ -34,10 +33,8 @@ QUICK: dict[str, Any] = {
 def run(
     on: Any, algorithm: Any, env: str, *, normalized: bool = False, seed: int = 0, iterations: int = 4
 ) -> Any:
-    source = resolve(env)
-    config = {"normalize_observations": normalized, "scale_rewards": normalized}
-    agent = transformed(algorithm.bind(source.spec), source.spec, algorithm, config)
-    started = on.start(agent, source, seed)
+    recipe = Recipe(algorithm=algorithm, env={"env": env}, normalize=normalized, scale=normalized)
+    started = on.start(Experiment.of(recipe, seed))
     return started, [started.iterate() for _ in range(iterations)]
 
 
@@ -52,7 +49,7 @@ def test_same_bits(name: str, env: str) -> None:
         assert a.metrics.keys() == b.metrics.keys()
         for metric in a.metrics:
             np.testing.assert_array_equal(a.metrics[metric], b.metrics[metric])
-        for (reward, first), (reward2, first2) in zip(a.fragments, b.fragments, strict=True):
+        for (_, reward, first), (_, reward2, first2) in zip(a.fragments, b.fragments, strict=True):
             np.testing.assert_array_equal(reward, reward2)
             np.testing.assert_array_equal(first, first2)
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal import SARSA, Compiled, Local, QLearning, Trainer
-from shoal.envs import resolve
 from shoal.errors import ShoalError
 from shoal.fingerprint import fingerprint
 from shoal.keys import key_for
+from shoal.recipe import Experiment, Recipe
 from shoal.spaces import Box, Discrete
 from shoal.tabular import MDPEnv, random_mdp
 from shoal.testing import check_agent
@@ -150,10 +150,11 @@ def test_double_q_learning_values_each_tables_choice_by_the_other() -> None:
 
 @pytest.mark.parametrize("name", ["double", "sarsa"])
 def test_local_and_compiled_give_the_same_bits(name: str) -> None:
-    source = resolve(MDPEnv(random_mdp(6, 3, 3, gamma=0.9, seed=0, terminals=1), max_steps=20))
+    env = MDPEnv(random_mdp(6, 3, 3, gamma=0.9, seed=0, terminals=1), max_steps=20)
+    experiment = Experiment.of(Recipe(algorithm=ALGORITHMS[name], env={"env": env}), seed=0)
     states = []
     for on in (Local(envs=4, groups=2), Compiled(envs=4, groups=2)):
-        run = on.start(ALGORITHMS[name].bind(source.spec), source, 0)
+        run = on.start(experiment)
         for _ in range(4):
             run.iterate()
         states.append(fingerprint(run.state))

@@ -11,22 +11,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.types import Agent, Metrics, State
+from shoal.types import Metrics, State
 
 if TYPE_CHECKING:
-    from shoal.envs import Source
+    from shoal.recipe import Experiment
+
+
+class Fragment(NamedTuple):
+    """What episodes are counted from: a group's number, reward [T, B], first [T + 1, B]."""
+
+    group: int
+    reward: np.ndarray
+    first: np.ndarray
 
 
 class Iteration(NamedTuple):
     """What one iteration gives to the trainer.
 
-    metrics: the algorithm's, means over the update. fragments: for each group, in order, (reward
-    [T, B], first [T + 1, B]), from which episodes are counted. info: means of the environments' own
-    numbers. spent: seconds in "env", "act" and "learn".
+    metrics: the algorithm's, means over the update. fragments: those that the iteration dealt with, each
+    group's in their order. info: means of the environments' own numbers. spent: seconds in "env", "act" and
+    "learn", and what else the executor measured, as `timing/NAME`.
     """
 
     metrics: Metrics
-    fragments: list[tuple[np.ndarray, np.ndarray]]
+    fragments: list[Fragment]
     info: dict[str, float]
     spent: dict[str, float]
 
@@ -60,7 +68,7 @@ class Executor(Protocol):
     @property
     def envs(self) -> int: ...
 
-    def start(self, agent: Agent, source: Source, seed: int) -> Run: ...
+    def start(self, experiment: Experiment) -> Run: ...
 
 
 def group_size(envs: int, groups: int) -> int:

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal.checkpoint import restore
-from shoal.envs import Source
 from shoal.envs.jax import VectorEnv, vectorize
 from shoal.errors import ShoalError
-from shoal.execution import Iteration, group_size
+from shoal.execution import Fragment, Iteration, group_size
 from shoal.execution.learning import Learning, LearnKeys, described, learning_of
 from shoal.execution.unroll import compiled_unroll
 from shoal.keys import fold, key_for
+from shoal.recipe import Experiment
 from shoal.types import Agent, Array, Carry, State, Step, Trajectory
 
 
@@ -37,8 +37,8 @@ class Compiled:
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
 
-    def start(self, agent: Agent, source: Source, seed: int) -> CompiledRun:
-        return CompiledRun(agent, source, seed, self.envs, self.groups)
+    def start(self, experiment: Experiment) -> CompiledRun:
+        return CompiledRun(experiment, self.envs, self.groups)
 
 
 class Loop(NamedTuple):
@@ -143,7 +143,8 @@ def _beside(trajectory: Trajectory) -> Trajectory:
 class CompiledRun:
     """A started Compiled executor. program(keys, loop, store) is one iteration as a pure function."""
 
-    def __init__(self, agent: Agent, source: Source, seed: int, envs: int, groups: int) -> None:
+    def __init__(self, experiment: Experiment, envs: int, groups: int) -> None:
+        agent, source = experiment.agent, experiment.source
         if source.jax_env is None:
             raise ShoalError(
                 f"{source.spec.id!r} is not written in JAX, so it cannot be compiled: use Local "
@@ -152,7 +153,7 @@ class CompiledRun:
         size = group_size(envs, groups)
         env = vectorize(source.jax_env, size)
         # The keys are arguments, not constants: one compiled program serves every seed.
-        self.keys = Keys.of(seed, groups)
+        self.keys = Keys.of(experiment.seed, groups)
         self._learning = learning_of(agent, source.spec, envs, host=False)
         self.program = partial(iterate, agent, self._learning, env, size)
         # The store alone is given away: a replay must not be copied, and nobody else holds its arrays.
@@ -193,7 +194,7 @@ def iteration_of(seen: Seen, seconds: float) -> Iteration:
     """What the trainer gets: `seen` in NumPy arrays, of one seed."""
     return Iteration(
         metrics=described(seen.metrics, seen.updates),
-        fragments=list(zip(seen.reward, seen.first, strict=True)),
+        fragments=[Fragment(g, *rows) for g, rows in enumerate(zip(seen.reward, seen.first, strict=True))],
         info={},
         spent={"compiled": seconds},
     )

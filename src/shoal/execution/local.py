@@ -8,16 +8,16 @@ from time import perf_counter
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from shoal.checkpoint import nested, restore
-from shoal.envs import Source
-from shoal.execution import Iteration, group_size
+from shoal.execution import Fragment, Iteration, group_size
+from shoal.execution.host import Host, mean_info
 from shoal.execution.learning import LearnKeys, described, learning_of
-from shoal.execution.unroll import act_row, fragment_form, host_unroll, join
-from shoal.keys import fold, key_for
-from shoal.types import Agent, State
+from shoal.execution.unroll import fragment_form, join
+from shoal.keys import key_for
+from shoal.recipe import Experiment
+from shoal.types import State, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,80 +34,69 @@ class Local:
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
 
-    def start(self, agent: Agent, source: Source, seed: int) -> LocalRun:
-        return LocalRun(agent, source, seed, self.envs, self.groups)
+    def start(self, experiment: Experiment) -> LocalRun:
+        return LocalRun(experiment, self.envs, self.groups)
 
 
 class LocalRun:
     """A started Local executor."""
 
-    def __init__(self, agent: Agent, source: Source, seed: int, envs: int, groups: int) -> None:
+    def __init__(self, experiment: Experiment, envs: int, groups: int) -> None:
+        agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
         size = group_size(envs, groups)
-        self._learning = learning_of(agent, source.spec, envs, host=True)
-        self._rows = agent.plan.rows
-        self._act = jax.jit(act_row(agent))
+        self._learning = learning_of(agent, spec, envs, host=True)
         self._policy = jax.jit(agent.policy)
-        self._groups = [source.make_group(seed, g, size) for g in range(groups)]
-        self._index = [jnp.arange(g * size, (g + 1) * size, dtype=jnp.int32) for g in range(groups)]
-        self._act_keys = [key_for(seed, "act", g) for g in range(groups)]
+        self._host = Host(experiment, size)
+        self._groups = range(groups)
+        for g in self._groups:
+            self._host.open(g)
         self._keys = LearnKeys.of(seed)
-        self._carry = [agent.begin(size) for _ in range(groups)]
+        self._carry = agent.begin(size)
         self._iteration = 0
         self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
-        self._store = self._learning.begin(fragment_form(agent, source.spec, envs, self.state))
+        self._store = self._learning.begin(fragment_form(agent, spec, envs, self.state))
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned."""
-        spent = {"env": 0.0, "act": 0.0}
-        params = self._policy(self.state)
-        trajectories = []
-        for g, group in enumerate(self._groups):
-            key = fold(self._act_keys[g], self._iteration)
-            trajectory, self._carry[g] = host_unroll(
-                self._act,
-                group,
-                self._rows,
-                params,
-                self._carry[g],
-                key,
-                self._index[g],
-                self._iteration,
-                spent,
-            )
-            trajectories.append(trajectory)
+        params, i = self._policy(self.state), self._iteration
+        collected = [self._host.collect(g, i, i, params) for g in self._groups]
+        trajectories = [c.trajectory for c in collected]
         begun = perf_counter()
         self.state, self._store, metrics, updates = self._learning.take(
-            self.state, self._store, join(trajectories), self._keys, self._iteration
+            self.state, self._store, join(trajectories), self._keys, i
         )
         metrics = jax.device_get(metrics)
-        spent["learn"] = perf_counter() - begun
+        learn = perf_counter() - begun
         self._iteration += 1
-        info = [group.info() for group in self._groups]
         return Iteration(
             metrics=described(metrics, updates),
-            fragments=[(t.reward, t.first) for t in trajectories],
-            info={
-                k: float(np.mean([i[k] for i in info if k in i]))
-                for k in sorted({k for i in info for k in i})
-            },
-            spent=spent,
+            fragments=[fragment_of(g, t) for g, t in zip(self._groups, trajectories, strict=True)],
+            info=mean_info([c.info for c in collected]),
+            spent={name: sum(c.spent[name] for c in collected) for name in ("env", "act")} | {"learn": learn},
         )
 
     def save(self) -> dict[str, Any]:
-        groups = {
-            str(g): {"env": group.save(), "carry": jax.device_get(self._carry[g])}
-            for g, group in enumerate(self._groups)
-        }
+        groups = {str(g): self._host.save(g) for g in self._groups}
         store = self._learning.save(self._store)
         return {"iteration": np.int64(self._iteration), "groups": groups, "store": store}
 
     def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
         self._iteration = int(saved[f"{prefix}/iteration"])
-        for g, group in enumerate(self._groups):
-            group.load(nested(saved, f"{prefix}/groups/{g}/env"))
-            self._carry[g] = restore(self._carry[g], saved, f"{prefix}/groups/{g}/carry")
+        for g in self._groups:
+            self._host.open(g, group_state(self._carry, saved, f"{prefix}/groups/{g}"))
         self._store = self._learning.load(self._store, saved, f"{prefix}/store")
 
     def close(self) -> None:
-        for group in self._groups:
-            group.close()
+        self._host.close()
+
+
+def fragment_of(group: int, trajectory: Trajectory) -> Fragment:
+    return Fragment(group, np.asarray(trajectory.reward), np.asarray(trajectory.first))
+
+
+def group_state(carry: Any, saved: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """What `Host.save` gave, from the arrays of a checkpoint. carry: the memory's form."""
+    return {
+        "env": nested(saved, f"{prefix}/env"),
+        "carry": restore(carry, saved, f"{prefix}/carry"),
+    }
