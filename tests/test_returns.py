@@ -3,77 +3,19 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fragments import Data, future_value, naive_n_step, random_data, segments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal import returns
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-class Data(NamedTuple):
-    reward: np.ndarray
-    terminated: np.ndarray
-    first: np.ndarray
-    values: np.ndarray
-    log_ratio: np.ndarray
-
-
-def random_data(seed: int, rows: int, envs: int, end: float) -> Data:
-    """A fragment as environments in NEXT_STEP mode make it: the row after an episode's end only resets."""
-    rng = np.random.default_rng(seed)
-    first = np.zeros((rows + 1, envs), bool)
-    terminated = np.zeros((rows, envs), bool)
-    reward = rng.normal(size=(rows, envs))
-    for b in range(envs):
-        first[0, b] = rng.random() < 0.5
-        ended = not first[0, b] and rng.random() < 0.3  # the fragment may start on a row that only resets
-        for t in range(rows):
-            first[t + 1, b] = ended
-            if ended:
-                reward[t, b] = 0.0
-                ended = False
-            else:
-                terminated[t, b] = rng.random() < end
-                ended = bool(terminated[t, b]) or rng.random() < end  # else a time limit cut it
-    values = rng.normal(size=(rows + 1, envs))
-    return Data(reward, terminated, first, values, rng.normal(size=(rows, envs)))
-
-
-def segments(data: Data, b: int) -> list[tuple[int, int]]:
-    """The stretches of real rows of environment b: [(first row, row after the last)]."""
-    real = ~data.first[1:, b]
-    found, start = [], None
-    for t, is_real in enumerate(real):
-        if is_real and start is None:
-            start = t
-        if start is not None and not is_real:
-            found.append((start, t))
-            start = None
-    return found if start is None else [*found, (start, len(real))]
-
-
-def future_value(data: Data, b: int, end: int) -> float:
-    """What follows a stretch: nothing if it terminated, V(the observation it stopped at) if it was cut."""
-    return 0.0 if data.terminated[end - 1, b] else float(data.values[end, b])
-
-
-def naive_n_step(data: Data, discount: float, n: int) -> np.ndarray:
-    result = data.values[:-1].copy()
-    for b in range(result.shape[1]):
-        for start, end in segments(data, b):
-            for t in range(start, end):
-                stop = min(t + n, end)
-                total = sum(discount**k * data.reward[t + k, b] for k in range(stop - t))
-                after = data.values[stop, b] if stop < end else future_value(data, b, end)
-                result[t, b] = total + discount ** (stop - t) * after
-    return result
 
 
 def naive_lambda(data: Data, discount: float, lambda_: float) -> np.ndarray:
@@ -130,15 +72,13 @@ def naive_vtrace(
     return advantages, targets
 
 
-@functools.cache
-def compiled(function: Any) -> Any:
-    return jax.jit(function, static_argnames="n" if function is returns.n_step_returns else ())
+compiled = functools.cache(jax.jit)
 
 
-def exact(function: Any, *args: Any, **static: Any) -> Any:
+def exact(function: Any, *args: Any) -> Any:
     """Compiled, in float64. Numbers are traced, so that one compilation serves all examples of a shape."""
     with jax.enable_x64(True):
-        result = compiled(function)(*args, **static)
+        result = compiled(function)(*args)
         assert all(x.dtype == jnp.float64 for x in jax.tree.leaves(result))
         return jax.tree.map(np.asarray, result)
 
@@ -168,13 +108,6 @@ def test_gae_is_the_sum_of_discounted_deltas_of_each_episode(
 def test_lambda_returns_average_the_n_step_returns(data: Data, discount: float, lambda_: float) -> None:
     result = exact(returns.lambda_returns, *data[:4], discount, lambda_)
     np.testing.assert_allclose(result, naive_lambda(data, discount, lambda_), atol=1e-10)
-
-
-@FEW
-@given(fragments, portions, st.sampled_from([1, 2, 5, 100]))
-def test_n_step_returns_stop_at_every_end(data: Data, discount: float, n: int) -> None:
-    result = exact(returns.n_step_returns, *data[:4], discount, n=n)
-    np.testing.assert_allclose(result, naive_n_step(data, discount, n), atol=1e-10)
 
 
 @FEW
@@ -212,7 +145,6 @@ def test_vtrace_on_policy_is_gae(data: Data, discount: float, lambda_: float) ->
 CASES = (
     lambda run, data: run(returns.gae, *data[:4], 0.9, 0.8),
     lambda run, data: run(returns.lambda_returns, *data[:4], 0.9, 0.8),
-    lambda run, data: run(returns.n_step_returns, *data[:4], 0.9, n=3),
     lambda run, data: run(returns.discounted_returns, *data[:4], 0.9),
     lambda run, data: run(returns.vtrace, *data, 0.9, 0.8),
 )
@@ -222,7 +154,7 @@ CASES = (
 def test_compiled_and_not_are_the_same(case: Any) -> None:
     data = random_data(0, 9, 3, 0.3)
     with jax.enable_x64(True):
-        plain = case(lambda function, *args, **static: function(*args, **static), data)
+        plain = case(lambda function, *args: function(*args), data)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), plain, case(exact, data))
 
 
@@ -260,10 +192,6 @@ def test_literal_numbers_through_a_time_limit_and_a_termination() -> None:
     np.testing.assert_allclose(discounted[:, 0], [1 + 1 + 7.5, 17, 30, 3, 50, 39])
     without = returns.discounted_returns(REWARD, TERMINATED, FIRST, 0.0, 0.5)
     np.testing.assert_allclose(without[:, 0], [2, 2, 0, 3, 0, 4])
-    two = returns.n_step_returns(
-        column(1, 1, 1), np.zeros((3, 1), bool), np.zeros((4, 1), bool), column(8, 8, 8, 8), 0.5, 2
-    )
-    np.testing.assert_allclose(two[:, 0], [1.5 + 2, 1.5 + 2, 1 + 4])
     advantages, targets = returns.vtrace(
         column(1, 2),
         column(0, 0, dtype=bool),
@@ -291,7 +219,6 @@ def test_constant_reward_under_time_limits_only_is_a_fixed_point() -> None:
     np.testing.assert_allclose(advantages, 0, atol=2e-5)
     np.testing.assert_allclose(targets, 10, rtol=1e-5)
     np.testing.assert_allclose(returns.discounted_returns(reward, nothing, first, values, 0.9), 10, rtol=1e-5)
-    np.testing.assert_allclose(returns.n_step_returns(reward, nothing, first, values, 0.9, 4), 10, rtol=1e-5)
     np.testing.assert_allclose(
         returns.vtrace(reward, nothing, first, values, np.zeros_like(reward), 0.9)[1], 10, rtol=1e-5
     )
@@ -301,7 +228,6 @@ def test_results_are_float32_of_strong_type_and_constants_to_a_gradient() -> Non
     inputs = (jnp.asarray(REWARD), jnp.asarray(TERMINATED), jnp.asarray(FIRST))
     for out in (
         *jax.jit(returns.gae)(*inputs, jnp.asarray(VALUES), 0.9, 0.9),
-        returns.n_step_returns(*inputs, jnp.asarray(VALUES), 0.9, 2),
         returns.discounted_returns(*inputs, 0.0, 0.9),
         *returns.vtrace(*inputs, jnp.asarray(VALUES), jnp.asarray(REWARD), 0.9),
     ):
@@ -310,7 +236,6 @@ def test_results_are_float32_of_strong_type_and_constants_to_a_gradient() -> Non
         assert out.shape == REWARD.shape
     for function in (
         lambda v: returns.gae(*inputs, v, 0.9, 0.9)[1].sum(),
-        lambda v: returns.n_step_returns(*inputs, v, 0.9, 2).sum(),
         lambda v: returns.vtrace(*inputs, v, v[:-1], 0.9)[0].sum(),
     ):
         assert not jax.grad(function)(jnp.asarray(VALUES)).any()
@@ -321,8 +246,6 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         returns.gae(REWARD, TERMINATED, FIRST, VALUES[:-1], 0.9, 0.9)
     with pytest.raises(ValueError, match="values"):  # one value per environment: wrong at the time limits
         returns.discounted_returns(REWARD, TERMINATED, FIRST, VALUES[-1], 0.9)
-    with pytest.raises(ValueError, match="n must be at least 1"):
-        returns.n_step_returns(REWARD, TERMINATED, FIRST, VALUES, 0.9, 0)
 
 
 def test_normalized_and_explained_variance_leave_out_rows_without_weight() -> None:

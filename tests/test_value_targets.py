@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from fragments import naive_n_step, random_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.returns import n_step_returns
 from shoal.value_targets import importance_weights, n_step_ahead, n_step_sums
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
@@ -26,15 +26,18 @@ def test_sums_are_those_of_a_loop(seed: int, n: int, discount: float) -> None:
 
 
 @QUICK
-@given(st.integers(0, 10**6), st.sampled_from([1, 3, 8]), st.sampled_from([1, 5]))
-def test_ahead_adds_up_to_n_step_returns(seed: int, n: int, rows: int) -> None:
-    rng = np.random.default_rng(seed)
-    first, terminated = rng.random((rows + 1, 4)) < 0.3, rng.random((rows, 4)) < 0.3
-    reward = rng.normal(size=(rows, 4)).astype(np.float32)
-    values = rng.normal(size=(rows + 1, 4)).astype(np.float32)
-    total, onward, ahead = n_step_ahead(reward, terminated, first, 0.9, n)
-    got = total + onward * np.take_along_axis(values, np.asarray(ahead), 0)
-    np.testing.assert_allclose(got, n_step_returns(reward, terminated, first, values, 0.9, n), atol=1e-5)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([1, 3, 100]),
+    st.sampled_from([1, 9]),
+    st.sampled_from([0.0, 0.2, 0.6]),
+    st.sampled_from([0.0, 0.9, 1.0]),
+)
+def test_ahead_adds_up_to_n_step_returns(seed: int, n: int, rows: int, end: float, discount: float) -> None:
+    data = random_data(seed, rows, 3, end)
+    total, onward, ahead = n_step_ahead(data.reward, data.terminated, data.first, discount, n)
+    got = total + onward * np.take_along_axis(data.values, np.asarray(ahead), 0)
+    np.testing.assert_allclose(got, naive_n_step(data, discount, n), atol=1e-5)
     assert (np.asarray(ahead) <= rows).all()
 
 

@@ -85,29 +85,6 @@ def discounted_returns(
     return lambda_returns(reward, terminated, first, value, discount, 1.0)
 
 
-def n_step_returns(
-    reward: Array, terminated: Array, first: Array, values: Array, discount: float | Array, n: int
-) -> jax.Array:
-    """The n-step return of each row, [T, B] (Sutton and Barto 2018, eq. 7.1).
-
-    G[t] = sum of discount^k * reward[t+k] for k < m, + discount^m * V[t+m] unless it terminated, where m
-    is n, or less where the episode or the data ends sooner. n: at least 1.
-    """
-    _check(reward, terminated, first, values)
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
-    values = jnp.asarray(values)
-    real = ~jnp.asarray(first[1:])
-    onward = jnp.where(terminated, 0, discount * jnp.ones((), values.dtype))
-
-    def bellman(_: int, now: jax.Array) -> jax.Array:
-        # The operator applied n times is the n-step return, and it stops by itself at every end.
-        before = jnp.where(real, reward + onward * now[1:], values[:-1]).astype(values.dtype)
-        return jnp.concatenate([before, values[-1:]])
-
-    return jax.lax.stop_gradient(jax.lax.fori_loop(0, min(n, reward.shape[0]), bellman, values)[:-1])
-
-
 def gae(
     reward: Array,
     terminated: Array,

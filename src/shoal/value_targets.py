@@ -37,9 +37,10 @@ def importance_weights(weight: Array, beta: Array | float) -> jax.Array:
 def n_step_ahead(
     reward: Array, terminated: Array, first: Array, discount: float, n: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What `returns.n_step_returns` adds up, for values that can't be added: three arrays [T, ...].
+    """The n-step returns of a fragment in parts (Sutton and Barto 2018, eq. 7.1), since the distribution that
+    follows may be no number that can be added: three arrays [T, ...].
 
-    The n-step target of row t is reward_sum[t] + onward[t] * value[ahead[t]]: discounted rewards, discount^m
+    The target of row t is reward_sum[t] + onward[t] * value[ahead[t]]: discounted rewards, discount^m
     or 0 after a termination, and t + m, where m is n, or less where the episode or the data ends sooner.
     reward, terminated: [T, ...]; first: [T + 1, ...]. A row that only resets leads to itself.
     """

@@ -13,23 +13,16 @@ from shoal import A2C, REINFORCE, GridWorld
 from shoal.envs.jax import vectorize
 from shoal.execution.unroll import compiled_unroll
 from shoal.keys import key_for
+from shoal.tabular.gradient import policy_return
 
 WORLD = GridWorld(size=2, step_cost=0.1, slip=0.2)
 ROWS, ENVS = 512, 256
 
 
 def exact_gradient(policy: Any, params: Any) -> tuple[Any, float]:
-    """(gradient of J, J): J = start . v, where v = (I - P_pi)^-1 r_pi over the states that do not end."""
-    mdp = WORLD.mdp()
-    live = np.flatnonzero(~mdp.terminal)
-
-    def expected_return(params: Any) -> jax.Array:
-        pi = policy(params)[live]
-        transition = jnp.einsum("sa,sat->st", pi, mdp.transition[live][:, :, live])
-        reward = (pi * mdp.reward[live]).sum(axis=1)
-        return mdp.start[live] @ jnp.linalg.solve(jnp.eye(len(live)) - transition, reward)
-
-    value, gradient = jax.value_and_grad(expected_return)(params)
+    """(gradient of J, J) of the policy that `policy` makes of params, undiscounted."""
+    mdp = WORLD.mdp(gamma=1.0)
+    value, gradient = jax.value_and_grad(lambda params: policy_return(mdp, policy(params)))(params)
     return gradient, float(value)
 
 

@@ -38,7 +38,7 @@ def test_so_many_gradient_steps_for_so_many_environment_steps(where: str) -> Non
 
 
 def test_saving_changes_nothing_and_resuming_goes_on(tmp_path: Path) -> None:
-    with Trainer(SMALL, "CartPole-v1", on=Local(envs=4)) as one, Trainer(SMALL, "CartPole-v1") as _:
+    with Trainer(SMALL, "CartPole-v1", on=Local(envs=4)) as one:
         for _ in range(9):
             one.train()
         place = one.save(tmp_path / "nine")

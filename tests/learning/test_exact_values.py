@@ -11,12 +11,12 @@ import pytest
 
 from shoal import A2C, DQN, PPO, Compiled, Trainer
 from shoal.actor import actor_for
-from shoal.algorithms.dqn import _values as values_of
 from shoal.tabular.bellman import evaluate
 from shoal.tabular.env import MDPEnv
 from shoal.tabular.planning import value_iteration
 from shoal.tabular.random import random_mdp
 from shoal.types import Observation
+from shoal.value_distributions import categorical, expected_value, quantiles
 from shoal.value_networks import q_network
 
 STATES, ACTIONS, GAMMA = 12, 3, 0.9
@@ -38,7 +38,11 @@ DQNS = {
 
 def q_values(algorithm: DQN, trainer: Trainer, env: MDPEnv) -> np.ndarray:
     """Q of every state and action, [S, A]."""
-    values = values_of(algorithm)
+    values = {
+        "none": expected_value(),
+        "quantile": quantiles(algorithm.atoms),
+        "categorical": categorical(algorithm.atoms, algorithm.v_min, algorithm.v_max),
+    }[algorithm.distributional]
     network = q_network(
         env.spec,
         ACTIONS,
