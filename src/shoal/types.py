@@ -245,7 +245,8 @@ class Replay:
     on average, the sample-to-insert ratio. learning_starts: environment steps before the first of them.
     n_step: how many rewards a transition holds. sequence: L, to draw `Sequences` of L rows, each beginning
     where a fragment began; 0 draws `Transitions`. prioritized: draw in proportion to priorities; a new row
-    has the highest that any has had. staleness: how many updates the acting policy may lag behind.
+    has the highest that any has had, unless it comes with its own (`Agent.priority`). staleness: how many
+    updates the acting policy may lag behind.
     """
 
     rows: int
@@ -274,6 +275,10 @@ class Agent:
     made of batches, grads and apply alone.
 
     The experience of batches and learn is a Trajectory with an OnPolicy plan, Draws with a Replay plan.
+
+    `priority`, where a prioritised plan has one: (what `policy` gives, Trajectory [T, B]) -> float32 [T, B],
+    the first priority of each row, as positive as `Gradient.priorities`, so that it can be found where the
+    data is made. None: a new row has the highest priority that any has had.
     """
 
     plan: Plan
@@ -286,6 +291,7 @@ class Agent:
     apply: Callable[[State, Gradient], State]
     observe: Callable[[State, Trajectory], State]
     learn: Callable[[State, Any, Key], Update]
+    priority: Callable[[Params, Trajectory], Array] | None = None
 
 
 class Algorithm(Protocol):

@@ -13,6 +13,8 @@ REGISTRY = {
     "reinforce": "shoal.algorithms.reinforce:REINFORCE",
     "a2c": "shoal.algorithms.a2c:A2C",
     "ppo": "shoal.algorithms.ppo:PPO",
+    "impala": "shoal.algorithms.impala:IMPALA",
+    "appo": "shoal.algorithms.appo:APPO",
     "dqn": "shoal.algorithms.dqn:DQN",
     "sac": "shoal.algorithms.sac:SAC",
     "td3": "shoal.algorithms.td3:TD3",
@@ -21,6 +23,7 @@ REGISTRY = {
 # Functions that give an algorithm's dataclass with other defaults.
 PRESETS = {
     "rainbow": "shoal.algorithms.dqn:Rainbow",
+    "apex": "shoal.algorithms.dqn:ApexDQN",
 }
 
 

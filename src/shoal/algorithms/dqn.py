@@ -3,7 +3,8 @@
 fragments -> replay -> minibatches -> r + gamma max_a Q_target(next obs, a) -> Huber step of Q -> target copy
 
 Each later part is a field of one dataclass: double, dueling, n-step, prioritised, distributional, noisy, and
-memory learned from stored sequences. `Rainbow()` sets them all (but memory) as Hessel et al. 2018 did.
+memory learned from stored sequences. `Rainbow()` sets them all (but memory) as Hessel et al. 2018 did;
+`ApexDQN()` sets what many env runners want, as Horgan et al. 2018 did.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from shoal.sgd import (
     new_state,
 )
 from shoal.spaces import Box, Discrete
+from shoal.targets import renewed
 from shoal.types import (
     Acting,
     Action,
@@ -49,6 +51,7 @@ from shoal.types import (
     Replay,
     Sequences,
     State,
+    Trajectory,
     Transitions,
 )
 from shoal.value_distributions import ValueDistribution, categorical, expected_value, quantiles
@@ -121,6 +124,10 @@ class DQN:
     """Chance of a random action in the end. Raising it keeps exploring, and acts worse."""
     epsilon_steps: int = 10_000
     """Environment steps over which epsilon falls linearly. Raising it explores longer."""
+    epsilon_spread: float = 0.0
+    """Alpha of Ape-X: environments have epsilon^(1 + alpha u), u in [0, 1). Raising it makes more greedy."""
+    staleness: int = 0
+    """Updates the acting policy may lag behind on a cluster. Raising it waits less, for an older policy."""
     max_grad_norm: float | None = 10.0
     """Gradients with a larger global norm are scaled down to it; None never clips."""
     adam_epsilon: float = 1e-8
@@ -150,6 +157,7 @@ class DQN:
         at_least(self, 1, "sequence_length")
         at_least(self, 2, "atoms")
         at_least(self, 0, "learning_starts", "memory", "burn_in", "priority_exponent", "importance_exponent")
+        at_least(self, 0, "epsilon_spread", "staleness")
         between(self, 0, 1, "discount", "target_tau", "epsilon_start", "epsilon_end", "priority_max_share")
         at_least(self, 0, "learning_rate", "adam_epsilon", "noisy_std", "target_tau", strictly=True)
         at_least(self, 0, "max_grad_norm", "huber_delta", strictly=True)
@@ -191,7 +199,10 @@ class DQN:
             best = masked_argmax(values.mean(outputs), obs.mask)
             u = uniform(jnp.asarray(acting.key), actions.n + 1)
             anything = masked_argmax(u[..., 1:], obs.mask)
-            raw = jnp.where(acting.explore & (u[..., 0] < params["epsilon"]), anything, best)
+            often = params["epsilon"]
+            if cfg.epsilon_spread:
+                often = jnp.power(often, 1.0 + cfg.epsilon_spread * spread(acting.index))
+            raw = jnp.where(acting.explore & (u[..., 0] < often), anything, best)
             return raw + np.int32(actions.start), carry, {"raw_action": raw}
 
         def batches(state: State, draws: Draws, key: Key) -> Batch:
@@ -262,9 +273,9 @@ class DQN:
             gradient = gradient_of(loss, state.params, rows)
             surprise = gradient.metrics["surprise"] * real
             metrics = {name: value for name, value in gradient.metrics.items() if name != "surprise"}
-            return gradient._replace(metrics=metrics, priorities=priority(surprise, real))
+            return gradient._replace(metrics=metrics, priorities=priorities(surprise, real))
 
-        def priority(surprise: jax.Array, real: jax.Array) -> jax.Array | None:
+        def priorities(surprise: jax.Array, real: jax.Array) -> jax.Array | None:
             if not cfg.prioritized:
                 return None
             if network.recurrent:  # Kapturowski et al. 2019, section 2.3
@@ -273,16 +284,26 @@ class DQN:
                 surprise = share * surprise.max(axis=1) + (1.0 - share) * mean
             return jnp.power(surprise + 1e-6, cfg.priority_exponent)
 
+        def first_priority(policy: Params, trajectory: Trajectory) -> jax.Array:
+            """As `grads` has it, of the n-step transitions that end within the fragment, or with it. The
+            acting network, without noise, is its own target network (Horgan et al. 2018, appendix F)."""
+            obs, first = trajectory.obs, trajectory.first
+            noise = jnp.zeros_like(network.noise(np.zeros(2, np.uint32)))
+            outputs, _ = network.unroll(policy["params"], (), obs, first, noise)
+            parts = (trajectory.reward, trajectory.terminated, first)
+            reward, onward, ahead = n_step_ahead(*parts, cfg.discount, cfg.n_step)
+            best = of_action(outputs, masked_argmax(values.mean(outputs), obs.mask))
+            after = jnp.take_along_axis(best, ahead[..., None], axis=0)
+            taken = of_action(outputs[:-1], jnp.asarray(trajectory.extras["raw_action"]))
+            _, surprise = values.error(taken, values.target(after, reward, onward))
+            return jnp.power(surprise * trajectory.weight + 1e-6, cfg.priority_exponent)
+
         def apply(state: State, gradient: Gradient) -> State:
             mean = clipped(mean_gradient(gradient), cfg.max_grad_norm)
             rate = linear_decay(cfg.learning_rate, cfg.anneal_steps, as_float(state.env_steps))
             after = descend(state, mean, optimizer, rate)
-            due = after.updates.low % np.uint32(cfg.target_every) == 0
-
-            def renewed(old: jax.Array, new: jax.Array) -> jax.Array:
-                return jnp.where(due, new if cfg.target_tau == 1 else old + cfg.target_tau * (new - old), old)
-
-            target = jax.tree.map(renewed, state.extra["dqn_target"], after.params)
+            target = state.extra["dqn_target"]
+            target = renewed(target, after.params, after.updates, cfg.target_every, cfg.target_tau)
             return after._replace(extra={**state.extra, "dqn_target": target})
 
         return Agent(
@@ -296,6 +317,7 @@ class DQN:
                 n_step=cfg.n_step,
                 sequence=cfg.burn_in + cfg.sequence_length if network.recurrent else 0,
                 prioritized=cfg.prioritized,
+                staleness=cfg.staleness,
             ),
             init=init,
             policy=lambda state: {"params": state.params, "epsilon": epsilon(state)},
@@ -306,6 +328,8 @@ class DQN:
             apply=apply,
             observe=count_steps,
             learn=learner(batches, grads, apply),
+            # A sequence reaches beyond the fragment in which it begins.
+            priority=first_priority if cfg.prioritized and not network.recurrent else None,
         )
 
 
@@ -337,6 +361,50 @@ def Rainbow(**changes: Any) -> DQN:
             **changes,
         }
     )
+
+
+def ApexDQN(**changes: Any) -> DQN:
+    """DQN as Horgan et al. 2018 ran it on many env runners (Ape-X); `changes` are DQN's fields.
+
+    Made for Atari, and for so much data that each step is drawn about once: a small task wants a higher
+    learning rate, a smaller train_every, batch_size and target_every, and an earlier start.
+    """
+    return DQN(
+        **{
+            "learning_rate": 6.25e-5,
+            "adam_epsilon": 1.5e-4,
+            "max_grad_norm": 40.0,
+            "rollout_length": 50,
+            "capacity": 2_000_000,
+            "batch_size": 512,
+            "train_every": 512,
+            "learning_starts": 50_000,
+            "target_every": 2_500,
+            "double": True,
+            "dueling": True,
+            "n_step": 3,
+            "prioritized": True,
+            "priority_exponent": 0.6,
+            "importance_exponent": 0.4,
+            "importance_steps": None,
+            "epsilon_start": 0.4,
+            "epsilon_end": 0.4,
+            "epsilon_spread": 7.0,
+            "staleness": 100,
+            **changes,
+        }
+    )
+
+
+def spread(index: Array) -> jax.Array:
+    """Environments' numbers -> float32 [B] in [0, 1), evenly spread whichever the numbers 0 ... N - 1 are.
+
+    The fractional part of (i + 1/2) / golden ratio, a Weyl sequence, in integers of 32 bits: any N in a row
+    leave no gap much wider than 1 / N, so that N need not be known and may change.
+    """
+    golden = np.uint32(2654435769)  # 2^32 / golden ratio
+    word = jnp.asarray(index).astype(jnp.uint32) * golden + golden // np.uint32(2)
+    return (word >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
 
 
 def _discrete(spec: EnvSpec) -> Discrete:

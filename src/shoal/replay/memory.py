@@ -170,12 +170,18 @@ def stored(layout: Layout, memory: Memory) -> Array:
     return usable(layout, memory, place).sum(dtype=xp.int32)
 
 
-def insert(layout: Layout, memory: Memory, trajectory: Trajectory) -> Memory:
+def insert(layout: Layout, memory: Memory, trajectory: Trajectory, priorities: Array | None = None) -> Memory:
     """The memory with a fragment more: Trajectory [T, B] in the place of the oldest rows.
+
+    priorities: float32 [T, B], of these rows (as `reprioritize` takes them), in the place of the highest so
+    far, which still stands for those that are not a number. ValueError where the replay is not prioritised,
+    or holds sequences, which begin before the fragment that makes them whole.
 
     NumPy arrays are written in place. With stacked frames and NumPy arrays: ShoalError where the stacks are
     not what `EnvSpec.frames` promises, before anything is written.
     """
+    if priorities is not None and (layout.sequence or not layout.prioritized):
+        raise ValueError("priorities of single rows are for a prioritised replay of transitions")
     xp = module(memory.first)
     rows, head = layout.fragment, memory.head
     then = head + rows
@@ -207,27 +213,36 @@ def insert(layout: Layout, memory: Memory, trajectory: Trajectory) -> Memory:
         head=xp.int32(then),
         filled=xp.int32(filled - (filled - most) * (filled > most)),
     )
-    return prioritise(layout, memory) if layout.prioritized else memory
+    return prioritise(layout, memory, priorities) if layout.prioritized else memory
 
 
-def prioritise(layout: Layout, memory: Memory) -> Memory:
-    """What the last insertion does to priorities: new units get the highest so far, lost ones 0."""
+def prioritise(layout: Layout, memory: Memory, wanted: Array | None) -> Memory:
+    """What the last insertion does to priorities: new units get those wanted, or the highest so far, lost
+    ones 0."""
     xp, priorities = module(memory.first), memory.priorities
+    top = priorities.top
     count, new = layout.touched * layout.envs, layout.fragment // layout.stride * layout.envs
     number = xp.arange(count, dtype=integers(xp))
     start = unit_around(layout, newest_unit(layout, memory) - new - layout.envs)
     unit = unit_around(layout, start + number)
     leaves = sumtree.leaves(priorities.tree, unit)
     fresh = (number >= layout.envs) & (number < layout.envs + new)
-    given = xp.where(fresh, priorities.top, leaves)
+    begin = top
+    if wanted is not None:
+        begin = xp.asarray(wanted, xp.float32).reshape(-1)
+        begin = xp.where(begin == begin, sumtree.within(begin), top)
+        begin = xp.pad(begin, (layout.envs, count - layout.envs - new))
+    given = xp.where(fresh, begin, leaves)
     given = given * usable(layout, memory, place_of(layout, unit))
+    if wanted is not None:
+        top = xp.maximum(top, xp.max(xp.where(fresh, given, xp.float32(0))))
     tree = sumtree.put_leaves(priorities.tree, unit, given)
     live = (given > 0).sum(dtype=xp.int32) - (leaves > 0).sum(dtype=xp.int32)
     # Both ends of the ring, of sizes that do not depend on where it is; repairing more does no harm.
     if xp is jnp or start + count > layout.units:
         tree = sumtree.repair(tree, 0, count)
     tree = sumtree.repair(tree, xp.minimum(start, layout.units - count), count)
-    return memory._replace(priorities=Priorities(tree, priorities.top, priorities.live + live))
+    return memory._replace(priorities=Priorities(tree, top, priorities.live + live))
 
 
 def stacked_places(layout: Layout, memory: Memory, place: Array) -> Array:

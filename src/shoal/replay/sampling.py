@@ -136,7 +136,7 @@ def reprioritize(layout: Layout, memory: Memory, index: Array, priorities: Array
         index, given = index[: int(count)], given[: int(count)]
     used = xp.arange(given.shape[0])[:, None] < count
     chosen = used & (given == given) & (sumtree.leaves(old.tree, index) > 0)
-    given = xp.minimum(xp.maximum(given, xp.float32(sumtree.LEAST)), xp.float32(sumtree.MOST))
+    given = sumtree.within(given)
     tree = sumtree.update(old.tree, index.reshape(-1), given.reshape(-1), chosen.reshape(-1))
     top = xp.maximum(old.top, xp.max(xp.where(chosen, given, xp.float32(0)), initial=0))
     return memory._replace(priorities=Priorities(tree, top, old.live))

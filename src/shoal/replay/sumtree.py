@@ -25,6 +25,12 @@ def zeros(units: int, xp: Any) -> Array:
     return xp.zeros(2 * max(4, 1 << (units - 1).bit_length()), xp.float32)
 
 
+def within(priorities: Array) -> Array:
+    """Priorities cut to [LEAST, MOST]: float32 of any shape; what is not a number stays so."""
+    xp = module(priorities)
+    return xp.minimum(xp.maximum(priorities, xp.float32(LEAST)), xp.float32(MOST))
+
+
 def leaves(tree: Array, index: Array) -> Array:
     """The priorities of these units."""
     return take(tree, index + tree.shape[0] // 2)
