@@ -16,12 +16,13 @@ from shoal import algorithms, spaces
 from shoal.envs import Source
 from shoal.errors import ShoalError
 from shoal.execution import Executor
+from shoal.execution.cluster import Cluster
 from shoal.execution.compiled import Compiled
 from shoal.execution.local import Local
 from shoal.recipe import Recipe
 from shoal.types import Agent, Algorithm, EnvSpec
 
-EXECUTORS: dict[str, type] = {"local": Local, "compiled": Compiled}
+EXECUTORS: dict[str, type] = {"local": Local, "compiled": Compiled, "cluster": Cluster}
 _GIVEN = {"given": "as a function"}  # stands for a value that is code, and must be given again
 
 
@@ -73,6 +74,8 @@ def executor_to_json(on: Any) -> dict[str, Any]:
         raise ShoalError(
             f"on= must be one of {', '.join(c.__name__ for c in EXECUTORS.values())}, got {on!r}"
         )
+    if isinstance(on, Cluster):  # the groups are the experiment, whatever number of runners they came from
+        on = dataclasses.replace(on, groups=on.in_groups)
     return {"name": name, **dataclasses.asdict(on)}
 
 

@@ -92,6 +92,7 @@ class Trainer:
             if number < least:
                 raise ShoalError(f"{name} must be at least {least}, got {number}")
         check_sinks(sinks)
+        on.prepare()
         self._threads = configure(threads)
         self._given = {
             "env_kwargs": env_kwargs,

@@ -5,7 +5,7 @@ It never learns which algorithm it runs; an algorithm never learns where it runs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,13 +30,14 @@ class Iteration(NamedTuple):
 
     metrics: the algorithm's, means over the update. fragments: those that the iteration dealt with, each
     group's in their order. info: means of the environments' own numbers. spent: seconds in "env", "act" and
-    "learn", and what else the executor measured, as `timing/NAME`.
+    "learn", and what else the executor measured, as `timing/NAME`. events: what else happened, in words.
     """
 
     metrics: Metrics
     fragments: list[Fragment]
     info: dict[str, float]
     spent: dict[str, float]
+    events: Sequence[str] = ()
 
 
 class Run(Protocol):
@@ -67,6 +68,10 @@ class Executor(Protocol):
 
     @property
     def envs(self) -> int: ...
+
+    def prepare(self) -> None:
+        """Begin in the background what takes long, before anything else is done."""
+        ...
 
     def start(self, experiment: Experiment) -> Run: ...
 

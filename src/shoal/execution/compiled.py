@@ -37,6 +37,9 @@ class Compiled:
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
 
+    def prepare(self) -> None:
+        pass
+
     def start(self, experiment: Experiment) -> CompiledRun:
         return CompiledRun(experiment, self.envs, self.groups)
 

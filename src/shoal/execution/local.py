@@ -34,6 +34,9 @@ class Local:
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
 
+    def prepare(self) -> None:
+        pass
+
     def start(self, experiment: Experiment) -> LocalRun:
         return LocalRun(experiment, self.envs, self.groups)
 
@@ -94,8 +97,11 @@ def fragment_of(group: int, trajectory: Trajectory) -> Fragment:
     return Fragment(group, np.asarray(trajectory.reward), np.asarray(trajectory.first))
 
 
-def group_state(carry: Any, saved: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """What `Host.save` gave, from the arrays of a checkpoint. carry: the memory's form."""
+def group_state(carry: Any, saved: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any] | None:
+    """What `Host.save` gave, from the arrays of a checkpoint; None where the group had not begun. carry: the
+    memory's form."""
+    if not any(path.startswith(f"{prefix}/") for path in saved):
+        return None
     return {
         "env": nested(saved, f"{prefix}/env"),
         "carry": restore(carry, saved, f"{prefix}/carry"),

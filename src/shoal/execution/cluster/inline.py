@@ -1,0 +1,63 @@
+"""The fleet without Ray: every runner is an object in this process, and orders are followed when their
+answers are taken, one after another. What happens on a cluster can be stepped through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shoal.envs.errors import EnvError
+from shoal.errors import ShoalError
+from shoal.execution.cluster.orders import CollectFailed, Order, Report, Ticket
+from shoal.execution.cluster.runner import Collector
+
+
+class InlineFleet:
+    """make: gives a runner's Collector."""
+
+    def __init__(self, make: Callable[[], Collector]) -> None:
+        self._make = make
+        self._runners: dict[int, Collector] = {}
+
+    def start(self, runner: int) -> Ticket:
+        self._runners[runner] = self._make()
+        return Ticket(lambda: None)
+
+    def publish(self, params: Any) -> Any:
+        return params
+
+    def send(self, runner: int, order: Order, params: Any) -> Ticket:
+        made: list[Any] = []
+
+        def collect() -> Report:
+            report, trajectory = self._runners[runner].collect(order, params)
+            made.append(trajectory)
+            return report
+
+        return Ticket(collect, made)
+
+    def drop(self, runner: int, group: int) -> None:
+        self._runners[runner].drop(group)
+
+    def wait(self, tickets: Sequence[Ticket], timeout: float) -> list[Ticket]:
+        return list(tickets)
+
+    def take(self, ticket: Ticket) -> Any:
+        try:
+            return ticket.report()
+        except ShoalError as error:
+            raise CollectFailed(str(error), user=not isinstance(error, EnvError)) from error
+        except Exception as error:
+            raise CollectFailed(f"{type(error).__name__}: {error}", user=False) from error
+
+    def fetch(self, trajectory: Any) -> Any:
+        return trajectory.pop()
+
+    def kill(self, runner: int) -> None:
+        collector = self._runners.pop(runner, None)
+        if collector is not None:
+            collector.close()
+
+    def close(self) -> None:
+        for runner in list(self._runners):
+            self.kill(runner)

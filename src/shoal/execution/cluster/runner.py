@@ -1,0 +1,75 @@
+"""An env runner: hosts env groups and collects their fragments, one after another.
+
+Neither JAX nor anything that imports it may be imported before `begin`: a runner must not touch a GPU, and
+JAX looks at its settings when it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from shoal.execution.cluster.orders import Order, Report
+
+if TYPE_CHECKING:
+    from shoal.execution.host import Host
+    from shoal.recipe import Recipe
+    from shoal.types import Trajectory
+
+
+class Collector:
+    """A Host that follows orders. What an env runner does, wherever it is."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._lease: dict[int, int] = {}
+        self._version, self._params = -1, None
+
+    def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory]:
+        import jax
+
+        group, begun = order.group, perf_counter()
+        rebuilt = self._lease.get(group) != order.lease
+        if rebuilt:
+            self._host.open(group, order.saved)
+            self._lease[group] = order.lease
+        rebuild = perf_counter() - begun
+        if order.version != self._version:  # put on the device once, not for every row
+            self._version, self._params = order.version, jax.device_put(params)
+        trajectory, info, spent = self._host.collect(group, order.fragment, order.version, self._params)
+        spent = {**spent, "rebuild": rebuild if rebuilt else 0.0}
+        after = self._host.save(group)
+        report = Report(group, order.fragment, order.lease, order.version, after, dict(info), spent)
+        return report, trajectory
+
+    def drop(self, group: int) -> None:
+        self._lease.pop(group, None)
+        self._host.drop(group)
+
+    def close(self) -> None:
+        self._host.close()
+
+
+class EnvRunner:
+    """The Ray actor. It is ready when `begin` has returned: what goes wrong there reaches the driver as it
+    is, which the error of a constructor does not."""
+
+    def begin(self, recipe: Recipe, seed: int, size: int) -> Any:
+        """Build the agent; returns the identity of this process (see `session.process_identity`)."""
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from shoal.execution.cluster.session import process_identity
+        from shoal.runtime import configure
+
+        configure(recipe.threads)
+        from shoal.execution.host import Host
+        from shoal.recipe import Experiment
+
+        self._collector = Collector(Host(Experiment.of(recipe, seed), size))
+        return process_identity()
+
+    def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory]:
+        return self._collector.collect(order, params)
+
+    def drop(self, group: int) -> None:
+        self._collector.drop(group)

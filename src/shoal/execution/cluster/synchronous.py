@@ -1,0 +1,83 @@
+"""A synchronous run on a cluster: one fragment of every group, then what is to be learned. The bits of Local.
+
+parameters -> all groups' fragments, wherever they are collected -> joined in group order -> learn
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from shoal.execution import Iteration
+from shoal.execution.cluster.orders import Delivery
+from shoal.execution.cluster.pool import Pool
+from shoal.execution.host import mean_info
+from shoal.execution.learning import LearnKeys, described, learning_of
+from shoal.execution.local import fragment_of, group_state
+from shoal.execution.unroll import fragment_form, join
+from shoal.keys import key_for
+from shoal.recipe import Experiment
+from shoal.types import State
+
+WAIT_SECONDS = 5.0  # between two looks at what else there is to do
+
+
+class SynchronousRun:
+    """A started Cluster executor, for a plan without staleness. close: ends what is behind the pool."""
+
+    def __init__(
+        self, experiment: Experiment, pool: Pool, groups: int, size: int, close: Callable[[], None]
+    ) -> None:
+        agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
+        self._pool, self._close = pool, close
+        self._learning = learning_of(agent, spec, size * groups, host=True)
+        self._policy = jax.jit(agent.policy)
+        self._groups = range(groups)
+        self._keys = LearnKeys.of(seed)
+        self._carry = agent.begin(size)
+        self._iteration = 0
+        self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
+        self._store = self._learning.begin(fragment_form(agent, spec, size * groups, self.state))
+
+    def iterate(self) -> Iteration:
+        """One fragment of every group, then what is to be learned."""
+        i, begun = self._iteration, perf_counter()
+        self._pool.publish(i, jax.device_get(self._policy(self.state)))
+        for g in self._groups:
+            self._pool.order(g, i)
+        arrived: dict[int, Delivery] = {}
+        while len(arrived) < len(self._groups):
+            arrived |= {d.report.group: d for d in self._pool.deliveries(WAIT_SECONDS)}
+        deliveries = [arrived[g] for g in self._groups]
+        collected = perf_counter()
+        self.state, self._store, metrics, updates = self._learning.take(
+            self.state, self._store, join([d.trajectory for d in deliveries]), self._keys, i
+        )
+        metrics = jax.device_get(metrics)
+        learned = perf_counter()
+        self._iteration += 1
+        return Iteration(
+            metrics=described(metrics, updates),
+            fragments=[fragment_of(d.report.group, d.trajectory) for d in deliveries],
+            info=mean_info([d.report.info for d in deliveries]),
+            spent={"collect": collected - begun, "learn": learned - collected, **self._pool.figures()},
+            events=self._pool.take_events(),
+        )
+
+    def save(self) -> dict[str, Any]:
+        groups = {str(g): saved for g in self._groups if (saved := self._pool.saved(g)) is not None}
+        store = self._learning.save(self._store)
+        return {"iteration": np.int64(self._iteration), "groups": groups, "store": store}
+
+    def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
+        self._iteration = int(saved[f"{prefix}/iteration"])
+        for g in self._groups:
+            self._pool.restart(g, group_state(self._carry, saved, f"{prefix}/groups/{g}"))
+        self._store = self._learning.load(self._store, saved, f"{prefix}/store")
+
+    def close(self) -> None:
+        self._close()
