@@ -5,9 +5,11 @@ for ever. So the driver starts this file as a process in a session of its own (C
 not reach it), which sleeps until the driver has gone or has closed the pipe, then kills what is left of that
 Ray and removes its temporary folder.
 
-What belongs to that Ray is told by the environment that its processes inherited: a mark that was set only
-while Ray started, together with a command line or a raylet's number that only Ray gives. Their descendants
-belong to it as well. Every kill is by process number *and* start time.
+What belongs to that Ray is told by two things that its processes inherit. The environment: a mark that was
+set only while Ray started, together with a command line or a raylet's number that only Ray gives. And files:
+its raylet's log, open for writing, which tells those that overwrote their environment with a title, as Ray's
+agents and workers do. Their descendants belong to it as well. Every kill is by process number *and* start
+time.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 
 MARK = "SHOAL_RAY_MARK"
 _RAYLET = b"RAY_RAYLET_PID="  # which a raylet gives to its agents and workers, and they to their children
+_LOGS = ("raylet.", "worker-", "events/event_RAYLET")
 _SWEEP_SECONDS = 9.0
 
 
@@ -77,14 +80,45 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def belonging(mark: str, driver: int, session: str = "") -> dict[int, int]:
+def _writes(pid: int, folder: str, driver: int) -> bool:
+    """Whether a process has a file open for writing that a raylet leaves to all that it starts."""
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
+    except OSError:
+        return False
+    for number in numbers:
+        try:
+            path = os.readlink(f"/proc/{pid}/fd/{number}")  # noqa: PTH115
+        except OSError:
+            continue
+        parent, logs, name = path.partition("/logs/")
+        theirs = parent == folder if folder else "/session_" in parent and parent.endswith(f"_{driver}")
+        if logs and theirs and name.startswith(_LOGS):
+            for line in _read(f"/proc/{pid}/fdinfo/{number}").splitlines():
+                if line.startswith(b"flags:") and int(line.split()[1], 8) & 3:
+                    return True
+    return False
+
+
+def _marked(pid: int, mark: bytes, folder: str, driver: int) -> bool:
+    """Whether a process has the mark, and what only Ray gives to a process."""
+    variables = _read(f"/proc/{pid}/environ").split(b"\0")
+    if mark not in variables:
+        return False
+    if any(variable.startswith(_RAYLET) for variable in variables):
+        return True
+    command = _read(f"/proc/{pid}/cmdline")
+    return (
+        folder.encode() in command if folder else b"/session_" in command and f"_{driver}".encode() in command
+    )
+
+
+def belonging(mark: str, driver: int, folder: str = "") -> dict[int, int]:
     """pid -> start time of the living processes of the Ray that was started under `mark` by `driver`.
 
-    session: Ray's folder, where known; until then its name is told by the driver's number at its end.
+    folder: that of Ray's session, where known; until then its name is told by the driver's number at its end.
     """
-    needle = session.encode() if session else b"/session_"
     marked = f"{MARK}={mark}".encode()
-    tail = f"_{driver}".encode()
     parents: dict[int, int] = {}
     starts: dict[int, int] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208
@@ -92,33 +126,28 @@ def belonging(mark: str, driver: int, session: str = "") -> dict[int, int]:
             parent, started = _stat(int(name))
             if started is not None:
                 parents[int(name)], starts[int(name)] = parent, started
-    roots: set[int] = set()
-    for pid in starts:
-        variables = _read(f"/proc/{pid}/environ").split(b"\0")
-        if marked not in variables:
-            continue
-        command = _read(f"/proc/{pid}/cmdline")
-        of_session = needle in command and (bool(session) or tail in command)
-        if of_session or any(variable.startswith(_RAYLET) for variable in variables):
-            roots.add(pid)
     own = {os.getpid(), driver}
+    roots = {
+        pid
+        for pid in starts
+        if pid not in own and (_marked(pid, marked, folder, driver) or _writes(pid, folder, driver))
+    }
     found: dict[int, int] = {}
     for pid, started in starts.items():
-        above, seen = pid, set()
-        while above in parents and above not in seen and above not in roots:
-            seen.add(above)
-            above = parents[above]
+        above, steps = pid, 0
+        while above in parents and above not in roots and steps < len(parents):
+            above, steps = parents[above], steps + 1
         if above in roots and pid not in own:
             found[pid] = started
     return found
 
 
-def sweep(mark: str, driver: int, session: str = "") -> None:
+def sweep(mark: str, driver: int, folder: str) -> None:
     """Kill what belongs to that Ray until twice nothing is found."""
     deadline = time.monotonic() + _SWEEP_SECONDS
     empty = 0
     while empty < 2 and time.monotonic() < deadline:
-        found = belonging(mark, driver, session)
+        found = belonging(mark, driver, folder)
         empty = 0 if found else empty + 1
         for pid, started in found.items():
             kill(pid, started)
@@ -178,9 +207,9 @@ def main(driver: int, started: int, mark: str) -> None:
             told += part
     except BlockingIOError:
         pass
-    session = told.decode().strip()
-    sweep(mark, driver, session)
-    remove(session)
+    folder = told.decode().strip()
+    sweep(mark, driver, folder)
+    remove(folder)
 
 
 if __name__ == "__main__":

@@ -292,8 +292,8 @@ def _check_resources(session: Session, asked: Mapping[str, float]) -> None:
                 f"ask for at most {there:g} (fewer runners, or less for each)" if there else "ask for none"
             )
             raise ShoalError(
-                f"the run asks for {amount:g} {name}, but {where} has {there:g} (in all: {known or 'nothing'}):"
-                f" {right}, or join a cluster that has it"
+                f"the run asks for {amount:g} {name}, but {where} has {there:g} (in all: {known or 'nothing'}"
+                f"): {right}, or join a cluster that has it"
             )
 
 
