@@ -63,6 +63,7 @@ def test_names_that_differ_give_keys_that_differ() -> None:
     assert all(0 <= s < 2**31 for s in seeds)
 
 
+@pytest.mark.as_in_use
 @FEW
 @given(words, words, st.integers(-(2**31), 2**40), st.integers(1, 3))
 def test_numpy_and_jax_draw_the_same_bits(a: int, b: int, number: int, n: int) -> None:
@@ -79,6 +80,7 @@ def test_numpy_and_jax_draw_the_same_bits(a: int, b: int, number: int, n: int) -
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.as_in_use
 def test_numpy_and_compiled_jax_draw_the_same_bits() -> None:
     host = keys.fold(keys.key_for(1, "x"), np.arange(5))
     np.testing.assert_array_equal(keys.bits(host, 7), jax.jit(lambda k: keys.bits(k, 7))(host))

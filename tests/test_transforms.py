@@ -180,6 +180,7 @@ def other_leaves(policy: Any, critic: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in (policy["image"], policy["pair"][1], critic[1])]
 
 
+@pytest.mark.as_in_use
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize("name", ["normalize", "normalize(scale)", "scale(normalize)"])
 def test_act_and_learn_see_the_same_bits_of_the_observations_so_far(name: str, memory: bool) -> None:

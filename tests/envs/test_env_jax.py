@@ -90,6 +90,7 @@ ENVS = [
 ]
 
 
+@pytest.mark.as_in_use
 @pytest.mark.parametrize(("env", "choices"), ENVS)
 def test_the_compiled_core_the_host_group_and_single_environments_agree(env, choices):
     """Core and group bit for bit; the environment stepped alone, another program, but for rounding."""

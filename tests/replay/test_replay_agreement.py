@@ -51,6 +51,7 @@ def same(x: Any, y: Any) -> None:
     jax.tree.map(check, x, y)
 
 
+@pytest.mark.as_in_use
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_host_and_device_give_the_same_bits(name: str) -> None:
     shape = LAYOUTS[name]
@@ -89,6 +90,7 @@ LARGE = {
 }
 
 
+@pytest.mark.as_in_use
 @pytest.mark.parametrize("name", LARGE)
 def test_compiled_programs_copy_nothing_big(name: str) -> None:
     """No array of the replay's size is copied: not where minibatches are drawn and priorities given back, and
@@ -114,6 +116,7 @@ def test_compiled_programs_copy_nothing_big(name: str) -> None:
         assert not [c for c in copies if int(np.prod([int(n) for n in c.split(",")])) in sizes]
 
 
+@pytest.mark.as_in_use
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("fragments", [3, 31])
 def test_a_saved_replay_continues_bit_for_bit(name: str, fragments: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_histories import chi_square
@@ -13,6 +14,7 @@ from shoal.keys import bits, key_for
 from shoal.replay import sumtree
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
+pytestmark = pytest.mark.as_in_use  # what rounds how is the matter here
 updated = jax.jit(sumtree.update, donate_argnums=0)
 sampled = jax.jit(sumtree.sample)
 repaired = jax.jit(sumtree.repair, static_argnums=2)
