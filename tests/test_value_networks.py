@@ -14,7 +14,7 @@ from shoal.keys import fold, key_for
 from shoal.layers import dense, feedforward
 from shoal.spaces import Box, Discrete, Space
 from shoal.types import EnvSpec, Observation
-from shoal.value_networks import QNetwork, masked_argmax, noisy_dense, of_action, q_network
+from shoal.value_networks import QNetwork, noisy_dense, q_network
 
 A, Z, ROWS = 3, 4, 5
 
@@ -133,17 +133,6 @@ def test_memory_unrolls_as_it_steps() -> None:
         now, carry = network.step(params, carry, Observation(x[t]), first[t], noise)
         np.testing.assert_allclose(now, whole[t], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), carry, after)
-
-
-def test_masks_and_choices() -> None:
-    scores = np.asarray([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [-5.0, -9.0, -7.0]], np.float32)
-    mask = np.asarray([[True, False, True], [False, False, False], [False, True, True]])
-    np.testing.assert_array_equal(masked_argmax(scores, None), [1, 1, 0])
-    np.testing.assert_array_equal(masked_argmax(scores, mask), [2, 1, 2])  # nothing allowed: as if unmasked
-    assert masked_argmax(scores, mask).dtype == jnp.int32
-    outputs = np.arange(24.0, dtype=np.float32).reshape(3, 4, 2)
-    picked = of_action(jnp.asarray(outputs), np.asarray([3, 0, 2]))
-    np.testing.assert_array_equal(picked, outputs[np.arange(3), [3, 0, 2]])
 
 
 def test_networks_without_features_are_refused() -> None:

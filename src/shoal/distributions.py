@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shoal.choices import highest, of_action, some_allowed
 from shoal.errors import ShoalError
 from shoal.keys import fold, gumbel, normal
 from shoal.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
@@ -84,11 +85,6 @@ def _as_bool(mask: Array, logits: jax.Array) -> jax.Array:
     return mask.astype(jnp.bool_)
 
 
-def _some(allowed: jax.Array) -> jax.Array:
-    """Everything, in rows where nothing is allowed."""
-    return allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
-
-
 def _mask_out(logits: jax.Array, allowed: jax.Array | None) -> jax.Array:
     return logits if allowed is None else jnp.where(allowed, logits, FORBIDDEN)
 
@@ -98,18 +94,8 @@ def _log_probabilities(logits: jax.Array, allowed: jax.Array | None) -> jax.Arra
     return _mask_out(jax.nn.log_softmax(_mask_out(logits, allowed), axis=-1), allowed)
 
 
-def _pick(log_p: jax.Array, choice: Array) -> jax.Array:
-    """log_p[..., choice]: [..., A], int [...] -> [...]. A masked sum, whose gradient is no scatter."""
-    hit = jnp.asarray(choice)[..., None] == np.arange(log_p.shape[-1])
-    return jnp.sum(jnp.where(hit, log_p, 0.0), axis=-1)
-
-
 def _entropy(log_p: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-
-
-def _argmax(scores: jax.Array) -> jax.Array:
-    return jax.lax.argmax(scores, scores.ndim - 1, jnp.int32)
 
 
 def _discrete(space: Discrete) -> ActionDistribution:
@@ -117,7 +103,7 @@ def _discrete(space: Discrete) -> ActionDistribution:
 
     def prepared(logits: Array, mask: Mask) -> tuple[jax.Array, jax.Array | None]:
         logits = jnp.asarray(logits)
-        return logits, None if mask is None else _some(_as_bool(mask, logits))
+        return logits, None if mask is None else some_allowed(_as_bool(mask, logits))
 
     def masked(logits: Array, mask: Mask) -> jax.Array:
         return _mask_out(*prepared(logits, mask))
@@ -128,9 +114,9 @@ def _discrete(space: Discrete) -> ActionDistribution:
     return ActionDistribution(
         outputs=space.n,
         free=0,
-        sample=lambda key, logits, mask: _argmax(masked(logits, mask) + gumbel(key, space.n)),
-        mode=lambda logits, mask: _argmax(masked(logits, mask)),
-        log_prob=lambda logits, mask, raw: _pick(log_p(logits, mask), raw),
+        sample=lambda key, logits, mask: highest(masked(logits, mask) + gumbel(key, space.n)),
+        mode=lambda logits, mask: highest(masked(logits, mask)),
+        log_prob=lambda logits, mask, raw: of_action(log_p(logits, mask), raw, axis=-1),
         entropy=lambda logits, mask: _entropy(log_p(logits, mask)),
         to_env=lambda raw: raw + np.int32(space.start),
     )
@@ -160,20 +146,20 @@ def _choices(nvec: Sequence[int], to_env: Callable[[Any], Action]) -> ActionDist
         rows = table(logits)
         if mask is None:
             return rows, None if uneven is None else jnp.broadcast_to(uneven, rows.shape)
-        allowed = _some(table(_as_bool(mask, logits)))
+        allowed = some_allowed(table(_as_bool(mask, logits)))
         return rows, allowed if uneven is None else allowed & uneven
 
     def sample(key: Key, logits: Array, mask: Mask) -> jax.Array:
         scores = _mask_out(*prepared(logits, mask))
-        return _argmax(scores + gumbel(key, count * widest).reshape(scores.shape))
+        return highest(scores + gumbel(key, count * widest).reshape(scores.shape))
 
     return ActionDistribution(
         outputs=int(ends[-1]),
         free=0,
         sample=sample,
-        mode=lambda logits, mask: _argmax(_mask_out(*prepared(logits, mask))),
+        mode=lambda logits, mask: highest(_mask_out(*prepared(logits, mask))),
         log_prob=lambda logits, mask, raw: jnp.sum(
-            _pick(_log_probabilities(*prepared(logits, mask)), raw), axis=-1
+            of_action(_log_probabilities(*prepared(logits, mask)), raw, axis=-1), axis=-1
         ),
         entropy=lambda logits, mask: jnp.sum(_entropy(_log_probabilities(*prepared(logits, mask))), axis=-1),
         to_env=to_env,

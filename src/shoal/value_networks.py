@@ -198,21 +198,3 @@ def noisy_dense(params: Params, x: jax.Array, noise: Array) -> jax.Array:
     inputs = params["kernel"].shape[0]
     before, after = noise[..., :inputs], noise[..., inputs:]
     return dense(params, x) + ((x * before) @ params["kernel_std"] + params["bias_std"]) * after
-
-
-def masked_argmax(scores: Array, mask: Array | None) -> jax.Array:
-    """The highest of scores [..., A] that the mask (bool [..., A], or None) allows: int32 [...], from 0.
-
-    A row whose mask allows nothing (as may be after the last step of an episode) counts as unmasked.
-    """
-    scores = jnp.asarray(scores)
-    if mask is not None:
-        mask = jnp.asarray(mask).astype(jnp.bool_)
-        scores = jnp.where(mask | ~jnp.any(mask, axis=-1, keepdims=True), scores, -jnp.inf)
-    return jax.lax.argmax(scores, scores.ndim - 1, jnp.int32)
-
-
-def of_action(outputs: jax.Array, action: Array) -> jax.Array:
-    """outputs [..., A, Z], action int [...] -> [..., Z]. A masked sum, whose gradient is no scatter."""
-    hit = jnp.asarray(action)[..., None] == np.arange(outputs.shape[-2])
-    return jnp.sum(jnp.where(hit[..., None], outputs, 0.0), axis=-2)

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from shoal.checks import at_least, between
+from shoal.choices import masked_argmax, of_action
 from shoal.counters import as_float
 from shoal.errors import ShoalError
 from shoal.keys import fold, uniform
@@ -55,7 +56,7 @@ from shoal.types import (
     Transitions,
 )
 from shoal.value_distributions import ValueDistribution, categorical, expected_value, quantiles
-from shoal.value_networks import masked_argmax, of_action, q_network
+from shoal.value_networks import q_network
 from shoal.value_targets import importance_weights, n_step_ahead, n_step_sums
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal.checks import at_least, between
+from shoal.choices import masked_argmax, some_allowed
 from shoal.counters import add, as_float, zero
 from shoal.errors import ShoalError
 from shoal.keys import bits, uniform
@@ -40,7 +41,6 @@ from shoal.types import (
     State,
     Trajectory,
 )
-from shoal.value_networks import masked_argmax
 
 
 class Settings(Protocol):
@@ -212,8 +212,7 @@ def greedy_value(choice: jax.Array, value: jax.Array, mask: Array | None) -> jax
 
 def mean_value(q: jax.Array, mask: Array | None, epsilon: jax.Array) -> jax.Array:
     """The mean of q [N, A] over the epsilon-greedy policy, ties split evenly: [N]."""
-    allowed = jnp.ones(q.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
-    allowed = allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
+    allowed = jnp.ones(q.shape, bool) if mask is None else some_allowed(jnp.asarray(mask).astype(bool))
     best = allowed & (q == _taken(q, masked_argmax(q, mask))[..., None])
     share = lambda rows: rows / rows.sum(axis=-1, keepdims=True)  # noqa: E731
     policy = epsilon * share(allowed) + (1.0 - epsilon) * share(best)
