@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from shoal import storage
 from shoal.algorithms import REGISTRY
 from shoal.errors import ShoalError, did_you_mean
-from shoal.writers import read_rows
+from shoal.writers import dotted, read_rows
 
 _AXES = {"steps": ("env_steps", "environment steps"), "seconds": ("timing/seconds", "seconds")}
 _NAMES = {"episode_return_mean": "episode return", "episode_length_mean": "episode length"}
@@ -163,7 +163,7 @@ def _by_settings(runs: Sequence[Path]) -> dict[str, list[Path]]:
         titles.setdefault(title, {}).setdefault(settings, []).append(run)
     groups: dict[str, list[Path]] = {}
     for title, kinds in titles.items():
-        flat = [dict(_flat(json.loads(settings))) for settings in kinds]
+        flat = [dict(dotted(json.loads(settings))) for settings in kinds]
         keys = dict.fromkeys(key for one in flat for key in one)
         differing = [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
         for one, found in zip(flat, kinds.values(), strict=True):
@@ -174,19 +174,11 @@ def _by_settings(runs: Sequence[Path]) -> dict[str, list[Path]]:
 
 def _title(config: Mapping[str, Any]) -> str:
     """Algorithm and environment, as a run's configuration names them."""
-    flat = dict(_flat(config))
+    flat = dict(dotted(config))
     # "ppo" is registered as "module:PPO", and one's own algorithm is named like that at once.
     algorithm = str(flat.get("algorithm.name", ""))
     words = (REGISTRY.get(algorithm, algorithm).rpartition(":")[2], str(flat.get("spec.id", "")))
     return " ".join(filter(None, words))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _draw(groups: Mapping[str, Sequence[Curve]], xlabel: str, ylabel: str, suffix: str) -> bytes:

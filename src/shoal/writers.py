@@ -285,7 +285,7 @@ class MLflow:
                 return
             run = self._client.create_run(home, tags={"shoal.run_id": run_id}, run_name=name)
             self._run = run.info.run_id
-            params = [param(key, str(value)[:500]) for key, value in _flat(config or {})]
+            params = [param(key, str(value)[:500]) for key, value in dotted(config or {})]
             for i in range(0, len(params), 100):  # as many as a server takes at once
                 self._client.log_batch(self._run, params=params[i : i + 100])
         except Exception as error:
@@ -317,10 +317,11 @@ class MLflow:
             warnings.warn(f"MLflow is not reached, {rows}: {_line(error)}", RuntimeWarning, stacklevel=3)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as pairs of a name with dots, "algorithm.name", and a value."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
