@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-Key = jax.Array | np.ndarray
+from shoal.types import Key
+
+if TYPE_CHECKING:
+    import jax
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -50,7 +51,11 @@ def _threefry(xp: Any, key: Key, high: Key, low: Key) -> tuple[Key, Key]:
 
 
 def _module(*arrays: Any) -> Any:
-    return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
+    if all(isinstance(a, np.ndarray | np.generic | int) for a in arrays):
+        return np
+    import jax.numpy as jnp  # only now: a process that only steps environments does without JAX
+
+    return jnp
 
 
 def fold(key: Key, *numbers: Any) -> Key:
@@ -89,6 +94,8 @@ def uniform(key: Key, n: int) -> Key:
 
 def normal(key: Key, n: int) -> jax.Array:
     """n standard normal numbers for each key (Box and Muller 1958): [..., 2] -> float32 [..., n]."""
+    import jax.numpy as jnp
+
     half = (n + 1) // 2
     u = uniform(jnp.asarray(key), 2 * half)
     radius = jnp.sqrt(-2.0 * jnp.log(u[..., :half]))
@@ -98,6 +105,8 @@ def normal(key: Key, n: int) -> jax.Array:
 
 def gumbel(key: Key, n: int) -> jax.Array:
     """n standard Gumbel numbers for each key: [..., 2] -> float32 [..., n]. argmax(logits + g) samples."""
+    import jax.numpy as jnp
+
     return -jnp.log(-jnp.log(uniform(jnp.asarray(key), n)))
 
 
@@ -107,6 +116,8 @@ def permutation(key: Key, n: int) -> jax.Array:
     Up to 2^16 numbers are sorted with their random bits in one word each, four times as fast on the CPU as
     sorting pairs. At least 16 random bits decide; where they tie, the smaller number comes first.
     """
+    import jax.numpy as jnp
+
     random = bits(jnp.asarray(key), n)
     if n > 2**16:
         return jnp.argsort(random).astype(jnp.int32)

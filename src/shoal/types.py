@@ -14,14 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-import jax
 import numpy as np
 
 from shoal.spaces import Space
 
-Array = jax.Array | np.ndarray
+if TYPE_CHECKING:  # a process that only steps environments does without JAX
+    import jax
+
+    Array: TypeAlias = jax.Array | np.ndarray
+else:
+    Array = Any
 Key = Array  # uint32 [2] (or [..., 2]): see keys.py
 Params = Any  # nested dict of arrays
 Carry = Any  # pytree of [B, ...] arrays; () for a policy without memory

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shoal.execution.unroll import ActRow, act_row, host_unroll
+from shoal.execution.rollout import host_unroll
+from shoal.execution.unroll import ActRow, act_here, act_row
 from shoal.keys import fold, key_for
 from shoal.recipe import Experiment
 from shoal.types import Carry, Group, Params, Trajectory
@@ -64,17 +65,8 @@ class Host:
         """Fragment `fragment` of a group; version: of the parameters that act."""
         hosted = self._hosted[number]
         spent = {"env": 0.0, "act": 0.0}
-        trajectory, hosted.carry = host_unroll(
-            self._act,
-            hosted.group,
-            self._rows,
-            params,
-            hosted.carry,
-            fold(hosted.key, fragment),
-            hosted.index,
-            version,
-            spent,
-        )
+        act = act_here(self._act, params, fold(hosted.key, fragment), hosted.index)
+        trajectory, hosted.carry = host_unroll(act, hosted.group, self._rows, hosted.carry, version, spent)
         return Collected(trajectory, hosted.group.info(), spent)
 
     def save(self, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The only loops over `env.step`: a fragment on the host, and its compiled twin.
+"""How a policy acts in a fragment, and the compiled loop over `env.step` (its twin on the host: `rollout`).
 
 Both give the same `Trajectory` from (parameters, the group's state, the key of the fragment): T rows, and
 in each the policy acts, then the environments step.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from time import perf_counter
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal.envs.jax import VectorEnv
+from shoal.execution.rollout import ActHost
 from shoal.keys import fold
 from shoal.spaces import choices, zeros
 from shoal.types import (
@@ -24,7 +24,6 @@ from shoal.types import (
     Array,
     Carry,
     EnvSpec,
-    Group,
     Key,
     Observation,
     Params,
@@ -147,72 +146,17 @@ def compiled_unroll(
     return trajectory, vstate, last, memory
 
 
-def host_unroll(
-    act: ActRow,
-    group: Group,
-    rows: int,
-    params: Params,
-    carry: Carry,
-    key: Key,
-    index: Array,
-    version: int,
-    spent: dict[str, float],
-) -> tuple[Trajectory, Carry]:
-    """One fragment of a host group: (trajectory of NumPy arrays, memory after it).
-
-    act: a compiled `act_row`. index: best a JAX array, which need not be copied for each row. spent: the
-    seconds in "act" and "env" are added to it.
-    """
-    begun = perf_counter()
-    step = group.current()
-    size = group.size
-    obs = jax.tree.map(lambda x: np.empty((rows + 1, *x.shape), x.dtype), step.obs)
-    obs_rows, obs_tree = jax.tree.flatten(obs)
-    first = np.empty((rows + 1, size), bool)
-    reward = np.empty((rows + 1, size), np.float32)  # one row more: reward[t] led to obs[t]
-    terminated = np.empty((rows, size), bool)
-    actions: list[Any] = []
-    extras: list[Any] = []
-    start = carry
+def act_here(act: ActRow, params: Params, key: Key, index: Array) -> ActHost:
+    """The acting of one fragment for `host_unroll`. act: a compiled `act_row`. index: best a JAX array."""
     # What stays the same for all rows is put on the device once: a NumPy argument costs a copy per call.
     key, explore = jax.device_put(key), _true()
 
-    def keep(step: Step, t: int) -> Observation:
-        """Row t of the buffers, filled. It is what `act` reads and is never written again, for JAX may
-        read it in place."""
-        for buffer, leaf in zip(obs_rows, jax.tree.leaves(step.obs), strict=True):
-            buffer[t] = leaf
-        first[t] = step.first
-        reward[t] = step.reward
-        return obs_tree.unflatten([buffer[t] for buffer in obs_rows])
-
-    in_env = 0.0
-    seen = keep(step, 0)
-    for t in range(rows):
-        raw, carry, extra = act(params, carry, seen, first[t], reward[t], key, np.uint32(t), index, explore)
+    def row(obs: Observation, first: Array, reward: Array, t: int, carry: Carry) -> Any:
+        raw, carry, extras = act(params, carry, obs, first, reward, key, np.uint32(t), index, explore)
         action = np.asarray(raw) if isinstance(raw, jax.Array) else jax.tree.map(np.asarray, raw)
-        actions.append(action)
-        extras.append(extra)
-        before = perf_counter()
-        step = group.step(action)
-        terminated[t] = step.terminated
-        in_env += perf_counter() - before
-        seen = keep(step, t + 1)
+        return action, carry, extras
 
-    stack = lambda *leaves: np.stack([np.asarray(x) for x in leaves])  # noqa: E731
-    trajectory = Trajectory(
-        obs=obs,
-        first=first,
-        action=jax.tree.map(stack, *actions),
-        reward=reward[1:],
-        terminated=terminated,
-        version=np.full((rows, size), version, np.int32),
-        extras=jax.tree.map(stack, *extras),
-        carry=jax.tree.map(np.asarray, start),
-    )
-    spent["env"] += in_env
-    spent["act"] += perf_counter() - begun - in_env
-    return trajectory, carry
+    return row
 
 
 @cache
