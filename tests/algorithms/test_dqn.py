@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fragments import random_data
 
 from shoal import DQN, Rainbow, ShoalError, algorithms, cli_options
+from shoal.algorithms.dqn import ApexDQN, spread
 from shoal.counters import add, value
 from shoal.keys import fold, key_for
 from shoal.spaces import Box, Discrete, MultiDiscrete
@@ -415,3 +418,120 @@ def test_other_action_spaces_are_refused(space: Any, line: str) -> None:
 def test_values_out_of_range(fields: dict[str, Any], line: str) -> None:
     with pytest.raises(ShoalError, match=line):
         DQN(**fields)
+
+
+# Many env runners (Ape-X)
+
+
+def test_environments_have_epsilons_of_their_own() -> None:
+    """epsilon^(1 + 7 u) of environment i, u the fractional part of (i + 1/2) / golden ratio."""
+    it = bound(DQN(hidden=(5,), epsilon_spread=7.0))
+    index = np.array([0, 1, 2, 3, 1000, 123_456_789], np.int64)
+    golden = Fraction(2654435769, 2**32)  # to 32 bits, which are what the rule is made of
+    u = np.array([float((int(i) * golden + golden / 2) % 1) for i in index])
+    each = 0.4 ** (1 + 7 * u)
+    rows = 4000
+    x = np.tile(np.random.default_rng(0).normal(size=(1, F)).astype(np.float32), (rows, 1))
+    params = {"params": it.state.params, "epsilon": np.float32(0.4)}
+    act = jax.jit(it.agent.act)
+    for number, epsilon in zip(index, each, strict=True):
+        who = acting(rows, True)._replace(index=np.full(rows, number, np.int32))
+        raw = np.asarray(act(params, (), Observation(x), np.zeros(rows, bool), who)[0]) + 1
+        best = np.bincount(raw).argmax()
+        # The same words decide for every epsilon, so the share is exact but for the choice among A actions.
+        assert (raw != best).mean() == pytest.approx(epsilon * (A - 1) / A, abs=0.02)
+    greedy = act(params, (), Observation(x), np.zeros(rows, bool), acting(rows, False))[0]
+    assert len(set(np.asarray(greedy))) == 1
+
+
+@pytest.mark.parametrize("envs", [2, 8, 100, 1000])
+def test_their_exponents_are_spread_evenly(envs: int) -> None:
+    u = np.sort(np.asarray(spread(np.arange(envs))))
+    assert u[0] >= 0 and u[-1] < 1
+    gaps = np.diff(np.concatenate([[0.0], u, [1.0]]))
+    assert gaps.max() < 2.0 / envs
+
+
+PRIORITIES = {
+    "plain": DQN(hidden=(), n_step=3, prioritized=True, discount=0.9),
+    "double, c51": DQN(n_step=2, double=True, distributional="categorical", v_min=-3, v_max=3, **SMALL),
+    "noisy": DQN(n_step=2, noisy=True, **SMALL),
+}
+
+
+@pytest.mark.parametrize("name", PRIORITIES)
+def test_first_priorities_are_those_of_the_transitions(name: str) -> None:
+    """As `grads` finds them for the same transitions, cut at the fragment's end, if the network acted with
+    is its own target."""
+    dqn = PRIORITIES[name]
+    it, rows, envs = bound(dqn), 6, 3
+    data, rng = random_data(5, rows, envs, 0.2), np.random.default_rng(0)
+    first, terminated = data.first, data.terminated
+    raw = rng.integers(0, A, (rows, envs)).astype(np.int32)
+    mask = rng.random((rows + 1, envs, A)) < 0.7
+    obs = Observation(rng.normal(size=(rows + 1, envs, F)).astype(np.float32), mask=mask)
+    reward = data.reward.astype(np.float32)
+    version = np.zeros((rows, envs), np.int32)
+    fragment = Trajectory(obs, first, raw - 1, reward, terminated, version, {"raw_action": raw}, ())
+    policy = it.agent.policy(it.state)
+    assert it.agent.priority is not None
+    found = np.asarray(jax.jit(it.agent.priority)(policy, fragment))
+    assert found.shape == (rows, envs) and found.dtype == np.float32 and (found > 0).all()
+
+    places, steps, ends, after = [], [], [], []
+    rewards = np.zeros((rows * envs, dqn.n_step), np.float32)
+    for b in range(envs):
+        for t in range(rows):
+            if first[t + 1, b]:
+                continue
+            n = 0
+            while n < dqn.n_step and t + n < rows and not first[t + n + 1, b]:
+                rewards[len(places), n] = reward[t + n, b]
+                n += 1
+            places.append((t, b))
+            steps.append(n)
+            ends.append(terminated[t + n - 1, b])
+            after.append((t + n, b))
+    at, then = (tuple(np.array(p).T) for p in (places, after))
+    assert 0 < len(places) < rows * envs and len(set(steps)) == dqn.n_step
+    transitions = Transitions(
+        jax.tree.map(lambda x: x[at], obs),
+        raw[at],
+        rewards[: len(places)],
+        np.array(steps, np.int32),
+        np.array(ends),
+        jax.tree.map(lambda x: x[then], obs),
+        np.ones(len(places), np.float32),
+        np.arange(len(places), dtype=np.int32),
+    )
+    draws = Draws(jax.tree.map(lambda x: x[None], transitions), np.int32(1))
+    state = it.state._replace(extra={"dqn_target": it.state.params})
+    if dqn.noisy:
+        still = quiet(state.params)
+        state = state._replace(params=still, extra={"dqn_target": still})
+    rows_of = jax.tree.map(lambda x: np.asarray(x)[0], it.agent.batches(state, draws, key_for(0, "b")).rows)
+    expected = np.asarray(it.grads(state, rows_of, key_for(0, "g")).priorities)
+    np.testing.assert_allclose(found[at], expected, rtol=1e-3, atol=1e-5)
+
+
+def quiet(params: Any) -> Any:
+    """A noisy network without its noise."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: np.zeros_like(x) if "_std" in jax.tree_util.keystr(path) else x, params
+    )
+
+
+def test_priorities_only_where_a_fragment_says_enough() -> None:
+    assert bound(DQN(hidden=(5,))).agent.priority is None
+    assert bound(MEMORY).agent.priority is None  # its sequences reach beyond the fragment
+
+
+def test_apex_is_a_preset() -> None:
+    apex = ApexDQN(hidden=(7,), staleness=3)
+    assert isinstance(apex, DQN) and apex.hidden == (7,)
+    assert apex.double and apex.dueling and apex.prioritized and apex.n_step == 3
+    assert apex.epsilon_spread == 7.0 and apex.epsilon_start == apex.epsilon_end == 0.4
+    plan = apex.bind(SPEC).plan
+    assert plan.staleness == 3 and plan.prioritized  # pyright: ignore[reportAttributeAccessIssue]
+    assert DQN().bind(SPEC).plan.staleness == 0
+    assert algorithms.load("apex") is DQN and algorithms.default("apex") == ApexDQN()
