@@ -143,12 +143,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield read(host)["address"]
 
 
-@pytest.fixture(scope="module")
-def joined(address: str) -> Iterator[session.Session]:
-    with session.join(address, cpus=1) as held:
-        yield held
-
-
 def test_a_killed_driver_leaves_nothing_of_its_ray(tmp_path: Path) -> None:
     errors = tmp_path / "errors"
     with python(DRIVER, "null", errors=errors) as driver:
@@ -172,17 +166,16 @@ def test_a_killed_driver_leaves_nothing_of_its_ray(tmp_path: Path) -> None:
     assert errors.read_text() == ""
 
 
-def test_a_killed_driver_leaves_a_joined_ray_as_it_was(
-    address: str, joined: session.Session, tmp_path: Path
-) -> None:
+def test_a_killed_driver_leaves_a_joined_ray_as_it_was(address: str, tmp_path: Path) -> None:
     with python(DRIVER, json.dumps(address), errors=tmp_path / "errors") as driver:
         told = read(driver)
         assert not told["ours"]
         workers = {pid: started(pid) for pid in (*told["workers"], told["child"])}
         os.kill(driver.pid, signal.SIGKILL)
         assert gone(workers, 10) == []
-    assert len(joined.nodes()) == 2
-    assert joined.totals()["CPU"] == 3
+    with session.join(address, cpus=1) as held:
+        assert len(held.nodes()) == 2
+        assert held.totals()["CPU"] == 3
 
 
 def test_sessions_share_one_connection_and_the_last_one_ends_it(address: str) -> None:

@@ -65,6 +65,20 @@ def probe(address: str) -> None:
         )
 
 
+def same(one: str, other: str) -> bool:
+    """Whether two addresses name the same place: hosts by name or by number, and "localhost" for any."""
+    if "auto" in (one, other) or "local" in (one, other):
+        return False
+    (host, port), (host2, port2) = _split(one), _split(other)
+    if port != port2:
+        return False
+    try:
+        known, known2 = ({info[4][0] for info in socket.getaddrinfo(name, port)} for name in (host, host2))
+        return bool(known & known2) or known <= {"127.0.0.1", "::1"}
+    except OSError:
+        return host == host2
+
+
 def _split(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:

@@ -33,7 +33,7 @@ _FRUGAL = {
     "RAY_enable_worker_prestart": "0",
     "RAY_task_events_report_interval_ms": "0",  # a history of all tasks, for a dashboard that is not there
 }
-_IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "5", "RAY_gcs_server_port_wait_time_s": "5"}  # else 20 s and more
+_IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "5", "RAY_gcs_server_port_wait_time_s": "5"}  # seconds; else 20
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,21 @@ def translated(error: BaseException, asked: str | None) -> BaseException:
         return ShoalError(f"Ray could not be started here: {text}")
     if "ersion mismatch" in text:
         return ShoalError(f"{_versions(str(error), asked)}: install the same versions on both sides")
-    if "Authentication" in type(error).__name__ or "token" in text.lower():
+    if re.search("AuthToken|Unauthenticated|AuthenticationError", _chain(error)):
         return ShoalError(
             f"the Ray cluster at {asked} wants an authentication token: set RAY_AUTH_MODE=token here, with "
             f"the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
         )
     return ShoalError(f"the Ray cluster at {asked} could not be joined: {text}")
+
+
+def _chain(error: BaseException | None) -> str:
+    """The names and texts of an error and of those that led to it."""
+    texts: list[str] = []
+    while error is not None:
+        texts.append(f"{type(error).__name__}: {error}")
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
 
 
 def _versions(message: str, asked: str) -> str:

@@ -201,7 +201,7 @@ def _begin(
                 raise ShoalError(_elsewhere(address, _ray))
             return _ray
         if (connection := launch.present()) is not None:
-            there = _Ray(asked, connection=connection)
+            there = _Ray(None, connection=connection)
             if address is not None and not _same(address, there):
                 raise ShoalError(_elsewhere(address, there))
             there.ready.set()
@@ -264,7 +264,9 @@ def _same(address: str, there: _Ray) -> bool:
     """Whether an address names the Ray that is in use."""
     if address in ("auto", "local") and (there.ours or not there.made):
         return True
-    return address in (there.asked, there.connection and there.connection.address)
+    if address == there.asked:
+        return True
+    return there.connection is not None and addresses.same(address, there.connection.address)
 
 
 def _elsewhere(address: str, there: _Ray) -> str:
