@@ -52,6 +52,7 @@ def test_resume_is_exact(name: str, tmp_path: Path) -> None:
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
+@pytest.mark.as_in_use
 def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     """Nothing was saved yet: the resume begins anew, and ends the same."""
     case = CASES["ppo-compiled"]
@@ -66,6 +67,7 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
+@pytest.mark.as_in_use
 def test_two_kills_and_a_restore_elsewhere(tmp_path: Path) -> None:
     """Killed twice; and a checkpoint restored without its run directory goes on the same way."""
     name = "ppo-memory-cartpole"
