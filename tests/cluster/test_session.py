@@ -95,6 +95,9 @@ def python(program: str, *arguments: str, errors: Path, **more: str) -> Iterator
         )
     try:
         yield process
+    except BaseException:
+        print(errors.read_text())  # for pytest to show
+        raise
     finally:
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -163,6 +166,20 @@ def test_a_killed_driver_leaves_nothing_of_its_ray(tmp_path: Path) -> None:
         assert bystander.poll() is None
         bystander.kill()
         bystander.wait()
+    assert errors.read_text() == ""
+
+
+def test_a_driver_that_closes_leaves_nothing_not_even_a_stopped_worker(tmp_path: Path) -> None:
+    errors = tmp_path / "errors"
+    with python(DRIVER, "null", errors=errors) as driver:
+        told = read(driver)
+        assert say(driver, "stop") == "stopped"
+        processes = descendants(driver.pid)
+        assert driver.stdin is not None
+        driver.stdin.close()
+        assert driver.wait(timeout=30) == 0
+        assert gone(processes, 1) == []
+        assert not (Path("/tmp/ray") / told["folder"]).exists()
     assert errors.read_text() == ""
 
 
