@@ -33,6 +33,7 @@ def host_unroll(
     size = group.size
     obs = trees.each(lambda x: np.empty((rows + 1, *x.shape), x.dtype), step.obs)
     buffers = trees.leaves(obs)
+    lone = len(buffers) == 1 and obs.policy is buffers[0]  # the usual case, and a quick one
     first = np.empty((rows + 1, size), bool)
     reward = np.empty((rows + 1, size), np.float32)  # one row more: reward[t] led to obs[t]
     terminated = np.empty((rows, size), bool)
@@ -47,7 +48,7 @@ def host_unroll(
             buffer[t] = leaf
         first[t] = step.first
         reward[t] = step.reward
-        return trees.fill(obs, (buffer[t] for buffer in buffers))
+        return Observation(obs.policy[t]) if lone else trees.fill(obs, (buffer[t] for buffer in buffers))
 
     in_env = 0.0
     seen = keep(step, 0)

@@ -4,13 +4,16 @@ orders.py        what driver and runner say to each other
 runner.py        the actor: a Host that follows orders
 pool.py          the supervisor of runners and groups;  balance.py  who hosts what
 fleet.py         runners on Ray;  inline.py  the same in this process
+inference.py     policies that act for all runners;  stepper.py  runners that only step
 synchronous.py   the bits of Local;  asynchronous.py  nobody waits
+evaluations.py   episodes of evaluations, as tasks beside the runners
 session.py       a Ray that is joined or started;  reaper.py  its end, whatever happens to the driver
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ from shoal.errors import ShoalError
 from shoal.execution import group_size
 
 if TYPE_CHECKING:
-    from shoal.execution import Run
+    from shoal.execution import Evaluator, Run
     from shoal.execution.cluster.pool import Pool
     from shoal.recipe import Experiment
 
@@ -32,7 +35,10 @@ class Cluster:
     running Ray ("auto" finds one on this machine); None starts one here. inline: no Ray; everything in this
     process, in order. cpus, resources: what each runner asks Ray for; strategy: "SPREAD" over nodes or
     "DEFAULT". per_update: with a plan that allows staleness, how many fragments an update learns from; None
-    is half of the groups. patience, strikes: when a runner is held to be hung and a group to be broken (see
+    is half of the groups. policy_actors: so many actors act for all runners, which then only step
+    environments (SEED RL's layout; needs a plan that allows staleness); policy_cpus, policy_gpus: what each
+    asks Ray for.
+    patience, strikes: when a runner is held to be hung and a group to be broken (see
     `pool.Limits`).
     """
 
@@ -45,6 +51,9 @@ class Cluster:
     resources: Mapping[str, float] = field(default_factory=dict)
     strategy: str = "SPREAD"
     per_update: int | None = None
+    policy_actors: int = 0
+    policy_cpus: float = 1.0
+    policy_gpus: float = 0.0
     patience: float = 10.0
     strikes: int = 3
 
@@ -52,6 +61,8 @@ class Cluster:
         if self.runners < 1:
             raise ShoalError(f"runners must be at least 1, got {self.runners}")
         group_size(self.envs, self.in_groups)
+        if self.policy_actors < 0 or (self.policy_actors and self.inline):
+            raise ShoalError("policy_actors must be 0 or more, and is for runners on Ray, not inline")
         if self.per_update is not None and not 1 <= self.per_update <= self.in_groups:
             raise ShoalError(
                 f"per_update must be between 1 and {self.in_groups}, the number of groups, "
@@ -62,12 +73,20 @@ class Cluster:
     def in_groups(self) -> int:
         return self.runners if self.groups is None else self.groups
 
-    def prepare(self) -> None:
-        """Begin to start or join Ray in the background."""
-        if not self.inline:
-            from shoal.execution.cluster import session
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Start or join Ray in the background, for the runs that are started in the block; a Ray that none of
+        them uses is released at its end."""
+        if self.inline:
+            yield
+            return
+        from shoal.execution.cluster import session
 
-            session.prepare(self.address, **self._needs())
+        session.prepare(self.address, **self._needs())
+        try:
+            yield
+        finally:
+            session.release()
 
     def start(self, experiment: Experiment) -> Run:
         from shoal.execution.cluster.asynchronous import AsynchronousRun
@@ -76,19 +95,34 @@ class Cluster:
         groups = self.in_groups
         size = group_size(self.envs, groups)
         staleness = experiment.agent.plan.staleness
+        if self.policy_actors and not staleness:
+            raise ShoalError(
+                "policy actors act for several groups at once with whatever policy is newest: they need an "
+                "algorithm that allows staleness, such as IMPALA or APPO; leave policy_actors out for this one"
+            )
         pool, close = self._pool(experiment, groups, size, give_up=staleness > 0)
         try:
             if not staleness:
                 return SynchronousRun(experiment, pool, groups, size, close)
             per_update = self.per_update or max(1, groups // 2)
-            return AsynchronousRun(experiment, pool, groups, size, per_update, close)
+            ahead = 1 if self.policy_actors else 2
+            return AsynchronousRun(experiment, pool, groups, size, per_update, ahead, close)
         except BaseException:
             close()
             raise
 
+    def evaluator(self, experiment: Experiment) -> Evaluator:
+        """At most as many tasks at once as there are runners."""
+        from shoal.execution.cluster.evaluations import InlineEvaluator, RayEvaluator
+
+        if self.inline:
+            return InlineEvaluator(experiment)
+        return RayEvaluator(experiment.recipe, experiment.seed, self.runners)
+
     def _needs(self) -> dict[str, Any]:
         resources = {name: amount * self.runners for name, amount in self.resources.items()}
-        return {"cpus": self.cpus * self.runners, "resources": resources}
+        cpus = self.cpus * self.runners + self.policy_cpus * self.policy_actors
+        return {"cpus": cpus, "resources": resources}
 
     def _pool(
         self, experiment: Experiment, groups: int, size: int, *, give_up: bool
@@ -106,12 +140,17 @@ class Cluster:
             pool = Pool(InlineFleet(lambda: Collector(Host(experiment, size))), new, self.runners, limits)
             return pool, pool.close
         from shoal.execution.cluster import session
-        from shoal.execution.cluster.fleet import Placement, RayFleet
+        from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, steppers
 
         joined = session.join(self.address, **self._needs())
         try:
             placement = Placement(cpus=self.cpus, resources=self.resources, strategy=self.strategy)
-            fleet = RayFleet(experiment.recipe, experiment.seed, size, placement)
+            if self.policy_actors:
+                each = self.policy_cpus, self.policy_gpus
+                crew = steppers(experiment, groups, size, self.policy_actors, *each)
+            else:
+                crew = env_runners(experiment.recipe, experiment.seed, size)
+            fleet = RayFleet(crew, placement)
             pool = Pool(fleet, new, self.runners, limits)
         except BaseException:
             joined.close()

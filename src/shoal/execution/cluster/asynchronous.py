@@ -31,8 +31,6 @@ from shoal.keys import key_for
 from shoal.recipe import Experiment
 from shoal.types import State
 
-AHEAD = 2  # fragments of one group that may be ordered before one of them is delivered
-
 
 @dataclass
 class Account:
@@ -44,7 +42,8 @@ class Account:
 
 
 class AsynchronousRun:
-    """A started Cluster executor, for an OnPolicy plan with staleness. per_update: K."""
+    """A started Cluster executor, for an OnPolicy plan with staleness. per_update: K. ahead: how many
+    fragments of one group may be ordered before one of them is delivered."""
 
     def __init__(
         self,
@@ -53,10 +52,12 @@ class AsynchronousRun:
         groups: int,
         size: int,
         per_update: int,
+        ahead: int,
         close: Callable[[], None],
     ) -> None:
         agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
         self._pool, self._close, self._per_update = pool, close, per_update
+        self._ahead = ahead
         self._staleness = agent.plan.staleness
         self._learning = learning_of(agent, spec, size * per_update, host=True)
         self._policy = jax.jit(agent.policy)
@@ -122,7 +123,7 @@ class AsynchronousRun:
         """Order what may be ordered, and take in what has arrived; wait only where there is nothing to do."""
         groups = [g for g in self._ordered if g not in self._pool.given_up()]
         room = self._per_update * (self._staleness + 1) - len(self._queue) - sum(map(self._pool.owed, groups))
-        for ahead in range(AHEAD):
+        for ahead in range(self._ahead):
             for g in groups:
                 if room > 0 and self._pool.owed(g) <= ahead:
                     self._pool.order(g, self._ordered[g])

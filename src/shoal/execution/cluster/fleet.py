@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import sleep
 from typing import Any
 
+import jax
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from shoal.envs.errors import EnvError
 from shoal.errors import ShoalError
+from shoal.execution.cluster.inference import PolicyActors
 from shoal.execution.cluster.orders import CollectFailed, Order, RunnerLost, Ticket
 from shoal.execution.cluster.runner import EnvRunner
 from shoal.execution.cluster.session import kill_process
-from shoal.recipe import Recipe
+from shoal.execution.cluster.stepper import Stepper
+from shoal.recipe import Experiment, Recipe
+
+AHEAD = 2  # orders that a stepper follows at a time: one asks, the other steps
+
+
+FETCH_SECONDS = 10.0  # for a report, which is small, once its trajectory is here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +36,54 @@ class Placement:
     strategy: str = "SPREAD"
 
 
-class RayFleet:
-    """recipe, seed, size: what every runner builds; see `EnvRunner.begin`."""
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """What the runners of a fleet are.
 
-    def __init__(self, recipe: Recipe, seed: int, size: int, placement: Placement) -> None:
-        self._arguments = _put(recipe), seed, size
-        remote: Any = ray.remote(EnvRunner)
+    actor: their class, with `begin`, `collect` and `drop`. arguments: of a runner's `begin`, by its number.
+    threads: how many orders it follows at a time. resolve: whether orders come with the parameters, or with
+    [a reference] to them. tend, close: of what serves the runners beside them.
+    """
+
+    actor: type
+    arguments: Callable[[int], tuple[Any, ...]]
+    threads: int = 1
+    resolve: bool = True
+    tend: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None
+
+
+def env_runners(recipe: Recipe, seed: int, size: int) -> Crew:
+    """Runners that act themselves."""
+    arguments = _put(recipe), seed, size
+    return Crew(actor=EnvRunner, arguments=lambda runner: arguments)
+
+
+def steppers(experiment: Experiment, groups: int, size: int, count: int, cpus: float, gpus: float) -> Crew:
+    """Runners that step environments, and `count` policy actors that act for them."""
+    recipe, agent = experiment.recipe, experiment.agent
+    actors = PolicyActors(_put(recipe), size, count, groups, cpus, gpus, kill_process)
+    env, fresh = _put(dict(recipe.env)), jax.device_get(agent.begin(size))
+
+    def arguments(runner: int) -> tuple[Any, ...]:
+        return env, agent.plan.rows, fresh, experiment.seed, size, actors.handles[runner % count]
+
+    return Crew(
+        actor=Stepper,
+        arguments=arguments,
+        threads=AHEAD,
+        resolve=False,
+        tend=actors.tend,
+        close=actors.close,
+    )
+
+
+class RayFleet:
+    """A crew on Ray, placed as asked."""
+
+    def __init__(self, crew: Crew, placement: Placement) -> None:
+        remote: Any = ray.remote(crew.actor)
+        self._crew = crew
         self._actor = remote.options(
             num_cpus=placement.cpus,
             num_gpus=0,
@@ -41,6 +91,7 @@ class RayFleet:
             scheduling_strategy=placement.strategy,
             max_restarts=0,
             max_task_retries=0,
+            max_concurrency=crew.threads,
         )
         self._runners: dict[int, Any] = {}
         self._identity: dict[int, Any] = {}
@@ -48,12 +99,13 @@ class RayFleet:
 
     def start(self, runner: int) -> Ticket:
         actor = self._runners[runner] = self._actor.remote()
-        ready = actor.begin.remote(*self._arguments)
+        ready = actor.begin.remote(*self._crew.arguments(runner))
         self._starting[ready] = runner
         return Ticket(ready)
 
     def publish(self, params: Any) -> Any:
-        return ray.put(params)
+        reference = ray.put(params)
+        return reference if self._crew.resolve else [reference]
 
     def send(self, runner: int, order: Order, params: Any) -> Ticket:
         report, trajectory = self._runners[runner].collect.options(num_returns=2).remote(order, params)
@@ -64,19 +116,21 @@ class RayFleet:
             self._runners[runner].drop.remote(group)
 
     def wait(self, tickets: Sequence[Ticket], timeout: float) -> list[Ticket]:
+        self._crew.tend()
         if not tickets:
             sleep(min(timeout, 0.01))
             return []
-        by_ref = {ticket.report: ticket for ticket in tickets}
+        # With its trajectory on this node an answer is there: fetching never waits for a node that is silent.
+        by_ref = {ticket.trajectory or ticket.report: ticket for ticket in tickets}
         refs = list(by_ref)
-        ready, rest = ray.wait(refs, num_returns=1, timeout=timeout, fetch_local=False)
+        ready, rest = ray.wait(refs, num_returns=1, timeout=timeout)
         if ready and rest:
-            ready += ray.wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0]
+            ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
         return [by_ref[ref] for ref in ready]
 
     def take(self, ticket: Ticket) -> Any:
-        value = _get(ticket.report)
         runner = self._starting.pop(ticket.report, None)
+        value = _get(ticket.report)
         if runner is not None:
             self._identity[runner] = value
         return value
@@ -99,11 +153,12 @@ class RayFleet:
     def close(self) -> None:
         for runner in list(self._runners):
             self.kill(runner)
+        self._crew.close()
 
 
-def _put(recipe: Recipe) -> Any:
+def _put(given: Any) -> Any:
     try:
-        return ray.put(recipe)
+        return ray.put(given)
     except (TypeError, AttributeError, ValueError) as error:
         raise ShoalError(
             f"the environment, a wrapper or the algorithm cannot be sent to env runners: {error}; give a "
@@ -113,7 +168,7 @@ def _put(recipe: Recipe) -> Any:
 
 def _get(ref: Any) -> Any:
     try:
-        return ray.get(ref)
+        return ray.get(ref, timeout=FETCH_SECONDS)
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, ShoalError):

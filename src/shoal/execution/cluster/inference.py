@@ -1,0 +1,203 @@
+"""Central inference, the layout of SEED RL (Espeholt et al. 2020): policy actors act for all runners.
+
+    steppers' rows --Ask--> a policy actor: wait a moment, act for all who have asked, at once --> Answers
+
+Steppers only step environments and do not load JAX. Groups are mixed into one batch, and the policy may be
+newer in a later row of a fragment, so this is for asynchronous plans. The actor keeps nothing that cannot be
+had again: the memory of the policy stays with the steppers, and every question names the parameters that are
+at least to be used, so that an actor that died and was started anew by Ray answers what was asked before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from shoal import trees
+
+if TYPE_CHECKING:
+    from shoal.recipe import Recipe
+    from shoal.types import Agent
+
+WAIT_SECONDS = 0.002  # how long the first who asks waits for others
+SILENT_SECONDS = 5.0  # an actor that does not answer a greeting for so long is held to be hung
+
+
+class Ask(NamedTuple):
+    """A row of one group of B environments. key: the fragment's; t: the row's number in it; index: of the
+    group's first environment. version, params: what acts at least; a reference in a list is not resolved on
+    the way."""
+
+    obs: Any
+    first: np.ndarray
+    reward: np.ndarray
+    carry: Any
+    key: np.ndarray
+    t: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
+    version: int
+    params: list[Any]
+
+
+class Answer(NamedTuple):
+    """For one group: what `act` gives, and the version that acted."""
+
+    action: Any
+    carry: Any
+    extras: Any
+    version: int
+
+
+def act_groups(agent: Agent, size: int) -> Callable[..., Any]:
+    """`agent.act` for G groups of `size` side by side: (params, carry, obs, first, reward, keys [G, 2],
+    t [G], index [G]) -> (action, carry, extras); every environment has the key that it has elsewhere."""
+    import jax.numpy as jnp
+
+    from shoal.keys import fold
+    from shoal.types import Acting
+
+    def act(params: Any, carry: Any, obs: Any, first: Any, reward: Any, keys: Any, t: Any, index: Any) -> Any:
+        rows = jnp.arange(size, dtype=jnp.uint32)
+        key = fold(fold(keys, t)[:, None], rows).reshape(-1, 2)
+        numbers = (index[:, None] + jnp.arange(size, dtype=jnp.int32)).reshape(-1)
+        acting = Acting(key=key, index=numbers, explore=jnp.ones((), bool), reward=reward)
+        return agent.act(params, carry, obs, first, acting)
+
+    return act
+
+
+class Batcher:
+    """Acts for several groups at once, in batches of 1, 2, 4, ... groups: few programs are compiled."""
+
+    def __init__(self, agent: Agent, size: int) -> None:
+        import jax
+
+        self._act, self._size = jax.jit(act_groups(agent, size)), size
+
+    def __call__(self, params: Any, asks: Sequence[Ask]) -> list[tuple[Any, Any, Any]]:
+        count, size = len(asks), self._size
+        padded = [*asks, *[asks[-1]] * ((1 << (count - 1).bit_length()) - count)]
+        beside = lambda *leaves: np.concatenate(leaves)  # noqa: E731
+        together = trees.each(beside, *[(a.carry, a.obs, a.first, a.reward) for a in padded])
+        keys = np.stack([a.key for a in padded])
+        t = np.array([a.t for a in padded], np.uint32)
+        index = np.array([a.index for a in padded], np.int32)
+        made = trees.each(np.asarray, self._act(params, *together, keys, t, index))
+        return [trees.each(lambda x, g=g: x[g * size : (g + 1) * size], made) for g in range(count)]
+
+
+class PolicyActor:
+    """The Ray actor, an asynchronous one: who asks while others wait joins them."""
+
+    def __init__(self, recipe: Recipe, size: int, most: int) -> None:
+        """most: so many groups may ask at a time; they are answered without waiting for more."""
+        from shoal.execution.cluster.session import process_identity
+        from shoal.runtime import configure
+
+        configure(recipe.threads)
+        self._identity = process_identity()
+        self._batcher = Batcher(recipe.agent(recipe.source().spec), size)
+        self._most = most
+        self._version, self._params = -1, None
+        self._asked: list[tuple[Ask, asyncio.Future[Answer]]] = []
+        self._news = asyncio.Lock()
+
+    async def identity(self) -> Any:
+        """Of this process. Answered between two batches, so that silence means that it hangs."""
+        return self._identity
+
+    async def act(self, ask: Ask) -> Answer:
+        await self._learn_of(ask.version, ask.params)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._asked.append((ask, future))
+        if len(self._asked) >= self._most:
+            self._answer()
+        elif len(self._asked) == 1:
+            loop.call_later(WAIT_SECONDS, self._answer)
+        return await future
+
+    async def _learn_of(self, version: int, params: list[Any]) -> None:
+        if version <= self._version:
+            return
+        import jax
+
+        async with self._news:
+            if version > self._version:
+                self._params, self._version = jax.device_put(await params[0]), version
+
+    def _answer(self) -> None:
+        asked, self._asked = self._asked, []
+        if not asked:
+            return
+        try:
+            answers = self._batcher(self._params, [ask for ask, _ in asked])
+        except Exception as error:
+            for _, future in asked:
+                future.set_exception(error)
+            return
+        for (_, future), answer in zip(asked, answers, strict=True):
+            future.set_result(Answer(*answer, self._version))
+
+
+class PolicyActors:
+    """The policy actors of a run, supervised: Ray restarts the dead, `tend` ends those that hang.
+
+    kill: ends a process by the identity that it told. cpus, gpus: what each asks Ray for.
+    """
+
+    def __init__(
+        self,
+        recipe: Any,
+        size: int,
+        count: int,
+        most: int,
+        cpus: float,
+        gpus: float,
+        kill: Callable[..., None],
+    ) -> None:
+        import ray
+
+        remote: Any = ray.remote(PolicyActor)
+        # Ray starts a dead one anew and asks again what was not answered.
+        actor = remote.options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)
+        self.handles = [actor.remote(recipe, size, most) for _ in range(count)]
+        self._kill = kill
+        self._greeted: list[tuple[Any, float]] = [(h.identity.remote(), float("inf")) for h in self.handles]
+        self._identity: list[Any] = [None] * count
+        self._next = 0.0
+        self.restarts = 0
+
+    def tend(self) -> None:
+        """Greet every actor now and then; end one that has been silent for too long."""
+        import ray
+
+        now = monotonic()
+        if now < self._next:
+            return
+        self._next = now + 0.5
+        for i, (greeting, since) in enumerate(self._greeted):
+            answered, _ = ray.wait([greeting], timeout=0)
+            if answered:
+                identity = ray.get(greeting)
+                if self._identity[i] not in (None, identity):
+                    self.restarts += 1
+                self._identity[i] = identity
+                self._greeted[i] = (self.handles[i].identity.remote(), now)
+            elif now - since > SILENT_SECONDS and self._identity[i] is not None:
+                self._kill(*self._identity[i])
+                self._greeted[i] = (greeting, float("inf"))  # answered by the one that Ray starts now
+
+    def identities(self) -> list[Any]:
+        """Of the processes that have answered a greeting."""
+        return [identity for identity in self._identity if identity is not None]
+
+    def close(self) -> None:
+        import ray
+
+        for handle in self.handles:
+            ray.kill(handle)
