@@ -60,7 +60,7 @@ class IMPALA:
     """Weight of the entropy bonus. Raising it keeps the policy exploring longer."""
     value_coefficient: float = 0.5
     """Weight of the squared value error beside the policy loss."""
-    max_grad_norm: float | None = 0.5
+    max_grad_norm: float | None = 40.0
     """Gradients with a larger global norm are scaled down to it; None never clips."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers (after the convolutions, for images)."""
