@@ -106,7 +106,7 @@ class TestParsing:
             (["E", "--rate", "fast"], "--rate: expected a number, got 'fast'"),
             (["E", "--sizes", "4", "a"], "--sizes: expected whole numbers, got '4', 'a'"),
             (["E", "--kind", "tnh"], "--kind: unknown value 'tnh': did you mean 'tanh'?"),
-            (["E", "--on", "moon"], "--on: unknown value 'moon': known are compiled, local"),
+            (["E", "--on", "moon"], "--on: unknown value 'moon': known are cluster, compiled, local"),
         ],
     )
     def test_mistakes_are_one_line(self, argv: list[str], message: str) -> None:
@@ -413,6 +413,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
 
 
 class TestInterrupts:
+    @pytest.mark.as_in_use  # as in the other process
     def test_interrupted_and_resumed_is_as_if_never_stopped(self, tmp_path: Path) -> None:
         process = start(
             "train", "ppo", "CartPole-v1", "--steps", "100000000", "--run-dir", "cut", *TINY, cwd=tmp_path

@@ -12,6 +12,7 @@ from shoal.spaces import Discrete
 from shoal.tabular import MDP, MDPEnv, mdp_of, policy_iteration, random_mdp, reachable
 from shoal.types import EnvSpec
 
+pytestmark = pytest.mark.as_in_use  # much is computed
 EXPLORING: dict[str, Any] = {"epsilon_end": 1.0, "rollout_length": 64, "discount": 0.8}
 
 
