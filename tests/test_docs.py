@@ -100,12 +100,11 @@ def check_shoal(words: list[str]) -> None:
     assert name in cli.COMMANDS or name == "--help", name
     if name == "train":
         algorithm, *rest = rest
-        options = cli_options.Stopping, cli_options.Run, algorithms.load(algorithm)
-        cli_options.parse(dict(zip(("stop", "run", "algorithm"), options, strict=True)), rest, name, "")
+        cli_options.parse({**cli_options.TRAIN, "algorithm": algorithms.load(algorithm)}, rest, name, "")
     elif name == "show":
         algorithms.load(*rest)
     elif name == "resume":
-        cli_options.parse({"stop": cli_options.Stopping, "resume": cli_options.Resume}, rest, name, "")
+        cli_options.parse(cli_options.RESUME, rest, name, "")
     elif name != "--help":
         options = {"evaluate": cli_options.Evaluate, "plot": cli_options.Plot, "list": cli_options.List}
         options["solve"] = cli_solve.Solve

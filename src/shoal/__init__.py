@@ -17,6 +17,9 @@ _PUBLIC = {
     "REINFORCE": "shoal.algorithms.reinforce",
     "DQN": "shoal.algorithms.dqn",
     "Rainbow": "shoal.algorithms.dqn",
+    "ApexDQN": "shoal.algorithms.dqn",
+    "IMPALA": "shoal.algorithms.impala",
+    "APPO": "shoal.algorithms.appo",
     "SAC": "shoal.algorithms.sac",
     "TD3": "shoal.algorithms.td3",
     "DDPG": "shoal.algorithms.td3",
@@ -26,6 +29,7 @@ _PUBLIC = {
     "Policy": "shoal.policy",
     "Local": "shoal.execution.local",
     "Compiled": "shoal.execution.compiled",
+    "Cluster": "shoal.execution.cluster",
     "Evaluation": "shoal.evaluation",
     "train_seeds": "shoal.seeds",
     "GridWorld": "shoal.envs.gridworld",
@@ -39,8 +43,11 @@ __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAl
 
 if TYPE_CHECKING:
     from shoal.algorithms.a2c import A2C as A2C
+    from shoal.algorithms.appo import APPO as APPO
     from shoal.algorithms.dqn import DQN as DQN
+    from shoal.algorithms.dqn import ApexDQN as ApexDQN
     from shoal.algorithms.dqn import Rainbow as Rainbow
+    from shoal.algorithms.impala import IMPALA as IMPALA
     from shoal.algorithms.ppo import PPO as PPO
     from shoal.algorithms.q_learning import QLearning as QLearning
     from shoal.algorithms.reinforce import REINFORCE as REINFORCE
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from shoal.envs.gridworld import GridWorld as GridWorld
     from shoal.errors import ShoalError as ShoalError
     from shoal.evaluation import Evaluation as Evaluation
+    from shoal.execution.cluster import Cluster as Cluster
     from shoal.execution.compiled import Compiled as Compiled
     from shoal.execution.local import Local as Local
     from shoal.metrics import Result as Result

@@ -42,7 +42,8 @@ class PPOTrainer:
     def train(self) -> dict[str, Any]:
         """One iteration. The numbers under RLlib's names and under Shoal's, as one flat dict."""
         result = self.shoal.train()
-        returns = self.shoal._episodes.save()["last"]["returns"]  # of the last 100 episodes, as the means are
+        last = self.shoal._progress.episodes.save()["last"]  # 100 episodes, as the means are of
+        returns = last["returns"]
         return {
             "training_iteration": result["iteration"],
             "timesteps_total": result["env_steps"],

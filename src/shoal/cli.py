@@ -7,6 +7,7 @@ commands that need it, when they need it: `shoal --help` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import shoal
+from shoal.cli_cluster import begun_early
 from shoal.errors import ShoalError, did_you_mean
 from shoal.signals import INTERRUPTED
 
@@ -30,16 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules named as module:Name are looked for in the current folder too
     warnings.formatwarning = lambda message, *_, **__: f"shoal: warning: {_flat(message)}\n"
-    failure = Failure()
-    try:
-        return _dispatch(arguments, failure)
-    except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as `head`, has left; the interpreter must not flush to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return failure.report(error)
+    with contextlib.ExitStack() as last:
+        failure = Failure(last)
+        try:
+            return _dispatch(arguments, failure)
+        except KeyboardInterrupt:
+            return _say("interrupted", INTERRUPTED)
+        except BrokenPipeError:  # the reader, such as `head`, has left; the interpreter must not flush to it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            return failure.report(error)
 
 
 def _dispatch(arguments: list[str], failure: Failure) -> int:
@@ -72,9 +75,13 @@ def _help() -> str:
 
 
 class Failure:
-    """Turns an exception into one line and an exit code, and keeps its traceback where something broke."""
+    """Turns an exception into one line and an exit code, and keeps its traceback where something broke.
 
-    def __init__(self) -> None:
+    last: what is left when that is said.
+    """
+
+    def __init__(self, last: contextlib.ExitStack) -> None:
+        self.last = last
         self.run_dir: Path | None = None
 
     def in_run(self, run_dir: Path) -> None:
@@ -120,6 +127,7 @@ def _flat(text: object) -> str:
 
 def train(arguments: list[str], failure: Failure) -> int:
     """shoal train ALGORITHM ENV ..."""
+    failure.last.enter_context(begun_early("train", arguments))
     from shoal import cli_train
 
     return cli_train.train(arguments, failure.in_run)
@@ -127,6 +135,7 @@ def train(arguments: list[str], failure: Failure) -> int:
 
 def resume(arguments: list[str], failure: Failure) -> int:
     """shoal resume RUN ..."""
+    failure.last.enter_context(begun_early("resume", arguments))
     from shoal import cli_train
 
     return cli_train.resume(arguments, failure.in_run)
@@ -139,10 +148,12 @@ def evaluate(arguments: list[str], failure: Failure) -> int:
     options = parse(
         {"evaluate": Evaluate}, arguments, "shoal evaluate", "Play episodes with a trained policy."
     )["evaluate"]
+    from shoal import cli_cluster
     from shoal.trainer import Trainer
 
+    on = cli_cluster.in_process(Path(options.run))
     video = None if options.video is None else Path(options.video or Path(options.run) / "videos")
-    with Trainer.restore(options.run, trust_imports=options.trust_imports) as trainer:
+    with Trainer.restore(options.run, on=on, trust_imports=options.trust_imports) as trainer:
         print(trainer.evaluate(options.episodes, explore=options.explore, video=video))
     if video is not None:
         print(f"video: {', '.join(str(p) for p in sorted(video.glob('*.mp4'))) or video}")

@@ -48,12 +48,13 @@ class Run:
     """The run's seed: equal seeds and settings give equal runs."""
     run_dir: str | None = None
     """Where everything about the run is written; None is a new runs/<env>-<algorithm>-<seed>."""
-    on: Literal["local", "compiled"] = "local"
-    """Where it runs: in this process, or as one compiled program (environments written in JAX only)."""
+    on: Literal["local", "compiled", "cluster"] = "local"
+    """Where it runs: in this process, as one compiled program (environments written in JAX only), on Ray."""
     envs: int | None = None
-    """Environments stepped together; None is 8 for local, 64 for compiled."""
-    groups: int = 1
-    """Groups that the environments are divided into. Part of the experiment: another number, another run."""
+    """Environments in all; None is 8, for compiled 64."""
+    groups: int | None = None
+    """Groups that the environments are divided into. Part of the experiment: another number, another run.
+    None is 1, on a cluster one for each runner."""
     seeds: tuple[int, ...] = ()
     """Train one run for each of these seeds, all in one program (compiled only), in place of --seed."""
     env_kwargs: tuple[str, ...] = ()
@@ -87,11 +88,45 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnCluster:
+    """With --on cluster: env runners on Ray, the learner in this process."""
+
+    runners: int | None = None
+    """Env runners (2 unless told). How many is not part of the experiment, where nothing is asynchronous."""
+    address: str | None = None
+    """A running Ray cluster to join: host:port, or auto for one on this machine. None starts Ray here."""
+    inline: bool = False
+    """No Ray: all of it in this process, in order, for a debugger."""
+    cpus: float | None = None
+    """CPUs that each runner asks Ray for (1 unless told)."""
+    resources: tuple[str, ...] = ()
+    """What else each runner asks Ray for, as NAME=AMOUNT ..."""
+    strategy: Literal["SPREAD", "DEFAULT"] | None = None
+    """Runners spread over the machines (SPREAD, unless told), or one machine filled after another."""
+    per_update: int | None = None
+    """Asynchronous algorithms: fragments that an update learns from; None is half of the groups."""
+    policy_actors: int | None = None
+    """Asynchronous algorithms: actors that act for all runners, which then only step environments."""
+    policy_cpus: float | None = None
+    """CPUs that each policy actor asks Ray for (1 unless told)."""
+    policy_gpus: float | None = None
+    """GPUs that each policy actor asks Ray for (0 unless told)."""
+    replay_shards: int | None = None
+    """Asynchronous algorithms with a replay: actors that keep it (0 unless told: it is kept here)."""
+    patience: float | None = None
+    """A runner that takes so many times the longest fragment of late, and 3 s, is taken for hung (10)."""
+    strikes: int | None = None
+    """How often in a row a group may fail before it is given up or the run ends (3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resume:
     """Without --steps, --target-return and --seconds it goes on to where it was going."""
 
     run: Annotated[str, Positional, arg(metavar="RUN")]
     """The run directory."""
+    on: Literal["local", "cluster"] | None = None
+    """Where it goes on, if not where it was: local and cluster can be exchanged, unless asynchronous."""
     trust_imports: bool = False
     """Let the run's configuration import modules of yours (environment, wrappers, algorithm)."""
     plot: str | None = None
@@ -132,6 +167,11 @@ class List:
 
     folder: Annotated[str, Positional, arg(metavar="FOLDER")] = "runs"
     """Where to look, at any depth."""
+
+
+# What `shoal train` (beside the algorithm's dataclass) and `shoal resume` take.
+TRAIN: dict[str, type] = {"stop": Stopping, "run": Run, "cluster": OnCluster}
+RESUME: dict[str, type] = {"stop": Stopping, "resume": Resume, "cluster": OnCluster}
 
 
 def parse(

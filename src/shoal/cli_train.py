@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal import algorithms, storage
+from shoal import algorithms, cli_cluster, storage
 from shoal.cli_list import read_json
-from shoal.cli_options import Resume, Run, Stopping, key_values, parse
+from shoal.cli_options import RESUME, TRAIN, OnCluster, Run, Stopping, key_values, parse
 from shoal.display import Display, Goal, Row, duration, number, quantity
 from shoal.errors import ShoalError
 from shoal.signals import INTERRUPTED, Signals
@@ -31,33 +31,38 @@ def train(arguments: Sequence[str], in_run: InRun) -> int:
     if not arguments or arguments[0].startswith("-"):
         raise ShoalError(f"the algorithm comes first: {usage}")
     name = arguments[0]
-    parts = {"stop": Stopping, "run": Run, name: algorithms.load(name)}
+    parts = {**TRAIN, name: algorithms.load(name)}
     defaults = {name: algorithms.default(name)} if name.lower() in algorithms.PRESETS else {}
     parsed = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.", defaults)
-    algorithm, stop, run = parsed[name], parsed["stop"], parsed["run"]
+    algorithm, stop, run, cluster = parsed[name], parsed["stop"], parsed["run"], parsed["cluster"]
+    settings = _settings(run, cluster)
     seeds = "-".join(map(str, run.seeds or (run.seed,)))
     run_dir = Path(run.run_dir) if run.run_dir else new_run_dir(Path("runs"), f"{run.env}-{name}-{seeds}")
     if not run_dir.exists():  # else it is another run's, until this one is accepted in it
         in_run(run_dir)
     title = f"{name} on {run.env}, seed {seeds}"
     if run.seeds:
-        return _train_seeds(algorithm, run, stop, run_dir, title)
+        return _train_seeds(algorithm, run, settings, stop, run_dir, title)
     from shoal.trainer import Trainer
 
-    with Trainer(algorithm, seed=run.seed, run_dir=run_dir, **_settings(run)) as trainer:
+    with Trainer(algorithm, seed=run.seed, run_dir=run_dir, **settings) as trainer:
         in_run(run_dir)
+        if run.on == "cluster" and run.groups is None:
+            on = trainer.config["on"]
+            print(f"groups: {on['groups']}, one for each runner (part of the experiment, unlike the runners)")
         return _fit(trainer, goal_of(stop), run_dir, title, run.plot)
 
 
 def resume(arguments: Sequence[str], in_run: InRun) -> int:
     """shoal resume RUN ..., and its exit code."""
-    parts = {"stop": Stopping, "resume": Resume}
-    parsed = parse(parts, arguments, "shoal resume", "Continue a run from its latest checkpoint.")
+    parsed = parse(RESUME, arguments, "shoal resume", "Continue a run from its latest checkpoint.")
     stop, options = parsed["stop"], parsed["resume"]
     run_dir = Path(options.run)
+    was = (read_json(run_dir / "config.json") or {}).get("on")  # where there is none, the Trainer says so
+    on = cli_cluster.moved(parsed["cluster"], options.on, was) if was else None
     from shoal.trainer import Trainer
 
-    with Trainer.resume(run_dir, trust_imports=options.trust_imports) as trainer:
+    with Trainer.resume(run_dir, on=on, trust_imports=options.trust_imports) as trainer:
         in_run(run_dir)
         (run_dir / "error.txt").unlink(missing_ok=True)
         before = read_json(run_dir / GOAL) if stop == Stopping() else None
@@ -89,15 +94,20 @@ def goal_of(stop: Stopping) -> Goal:
     return Goal(**vars(stop))
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run, cluster: OnCluster) -> dict[str, Any]:
     """The Trainer's arguments that a run's options give, but for its seed and its directory."""
-    from shoal import Compiled, Local
+    from shoal import Cluster, Compiled, Local
 
     translated = ("seed", "seeds", "run_dir", "on", "envs", "groups", "env_kwargs", "wrapper", "sink", "plot")
-    executor = {"local": Local, "compiled": Compiled}[run.on]
+    shape = {name: number for name in ("envs", "groups") if (number := getattr(run, name)) is not None}
+    if run.on == "cluster":
+        on: Any = Cluster(**shape, **cli_cluster.settings(cluster))
+    else:
+        cli_cluster.refuse(cluster, run.on)
+        on = {"local": Local, "compiled": Compiled}[run.on](**shape)
     return {
         **{name: value for name, value in vars(run).items() if name not in translated},
-        "on": executor(groups=run.groups, **({} if run.envs is None else {"envs": run.envs})),
+        "on": on,
         "env_kwargs": key_values(run.env_kwargs) or None,
         "wrappers": run.wrapper,
         "sinks": run.sink,
@@ -108,13 +118,15 @@ class _Interrupted(Exception):
     """Raised between two iterations, where everything can be saved."""
 
 
-def _watched(goal: Goal, title: str, work: Callable[[Callable[[Row], None]], None]) -> bool:
+def _watched(goal: Goal, title: str, work: Callable[[Callable[..., None]], None]) -> bool:
     """Do the work, which calls back with each result, and show how it goes. False if it was interrupted."""
     note = "stopping after this iteration; once more stops at once, without saving"
     with Display(goal, title) as display, Signals(lambda: display.note(note)) as signals:
 
-        def on_result(row: Row) -> None:
+        def on_result(row: Row, events: Sequence[str] = ()) -> None:
             display.update(row)
+            if events and not signals.requested:
+                display.note(events[-1])
             if signals.requested:
                 raise _Interrupted
 
@@ -130,7 +142,11 @@ def _fit(trainer: Any, goal: Goal, run_dir: Path, title: str, plot_to: str | Non
     storage.write_json(run_dir / GOAL, vars(goal))
     print(f"run: {run_dir}", flush=True)
     limits = {"seconds": goal.seconds, "target_return": goal.target_return}
-    if not _watched(goal, title, lambda show: trainer.fit(goal.steps, **limits, on_result=show)):
+
+    def work(show: Callable[..., None]) -> None:
+        trainer.fit(goal.steps, **limits, on_result=lambda row: show(row, trainer.events))
+
+    if not _watched(goal, title, work):
         trainer.save()
         print(f"interrupted and saved; to go on: shoal resume {run_dir}")
         return INTERRUPTED
@@ -143,7 +159,9 @@ def _fit(trainer: Any, goal: Goal, run_dir: Path, title: str, plot_to: str | Non
     return 0
 
 
-def _train_seeds(algorithm: Any, run: Run, stop: Stopping, run_dir: Path, title: str) -> int:
+def _train_seeds(
+    algorithm: Any, run: Run, settings: dict[str, Any], stop: Stopping, run_dir: Path, title: str
+) -> int:
     """One run per seed, all in one program, each in a directory of its own under `run_dir`."""
     if run.on != "compiled":
         raise ShoalError("--seeds trains several runs in one program: give --on compiled too, or use --seed")
@@ -152,7 +170,6 @@ def _train_seeds(algorithm: Any, run: Run, stop: Stopping, run_dir: Path, title:
     from shoal.seeds import train_seeds
 
     goal = goal_of(stop)
-    settings = _settings(run)
     if run.checkpoint_seconds == Run.checkpoint_seconds:  # a default is not a wish
         del settings["checkpoint_seconds"]
     latest: dict[int, Mapping[str, Any]] = {}

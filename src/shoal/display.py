@@ -29,9 +29,15 @@ RECENT = 50  # results that speed and shares are taken from
 _PHASES = (
     ("env", "cyan", "█", "e"),
     ("act", "yellow", "▓", "a"),
+    ("collect", "cyan", "█", "w"),
     ("learn", "green", "▒", "l"),
     ("compiled", "magenta", "█", "c"),
 )
+# What runs elsewhere, as `timing/ROLE`, and what is counted of it, as `timing/NAME` and in words.
+_ROLES = {
+    "runners": {"restarts": "restarts", "moves": "moves"},
+    "shards": {"shard_restores": "restores"},
+}
 _OTHER = ("other", "bright_black", "░", ".")
 
 
@@ -161,6 +167,9 @@ def line(history: Sequence[Row], goal: Goal) -> str:
         f"{quantity(steps_per_second(history), 0)} steps/s",
         f"time {duration(number(last, 'timing/seconds'))}",
     ]
+    alive, restarts = number(last, "timing/runners"), number(last, "timing/restarts")
+    if math.isfinite(alive):
+        parts.append(f"runners {alive:.0f}" + (f" (restarts {restarts:.0f})" if restarts > 0 else ""))
     left = seconds_left(history, goal)
     return "  ".join(parts if left is None else [*parts, f"left {duration(left)}"])
 
@@ -223,17 +232,38 @@ def _rows(history: Sequence[Row], goal: Goal, width: int, ascii_only: bool) -> l
     episodes = Text(f"{quantity(number(last, 'episodes'), 0)} episodes").append(
         f"  length {quantity(number(last, 'episode_length_mean'))}", "dim"
     )
-    return [
+    rows = [
         ("return", Text(sparkline(curve, low, high, ascii_only), "magenta"), returns),
         ("steps", _bar(used, width, ascii_only), steps),
         ("speed", Text(""), speed),
         ("time", _stacked(parts, width, ascii_only), _legend(parts)),
         ("", Text(""), episodes),
     ]
+    return rows + [(role, _bar(1.0 - idle, width, ascii_only), said) for role, idle, said in roles(last)]
+
+
+def roles(row: Row) -> list[tuple[str, float, Text]]:
+    """What runs elsewhere: (role, share of its time without work, what is said of it)."""
+    found = []
+    for role, events in _ROLES.items():
+        alive, idle = number(row, f"timing/{role}"), number(row, f"timing/{role}_idle")
+        if not math.isfinite(alive):
+            continue
+        said = Text(f"{alive:.0f} alive")
+        rate = number(row, "timing/fragments_per_second")
+        if role == "runners" and math.isfinite(rate):
+            said.append(f"  {quantity(rate)} fragments/s")
+        if math.isfinite(idle):
+            said.append(f"  idle {idle:.0%}", "dim")
+        for name, what in events.items():
+            if number(row, f"timing/{name}") > 0:
+                said.append(f"  {what} {number(row, f'timing/{name}'):.0f}", "dim")
+        found.append((role, idle, said))
+    return found
 
 
 def _bar(used: float | None, width: int, ascii_only: bool) -> Text:
-    if used is None:
+    if used is None or not math.isfinite(used):
         return Text("")
     full = round(used * width)
     done, rest = ("#", "-") if ascii_only else ("━", "─")

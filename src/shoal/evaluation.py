@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,22 @@ class Evaluation:
         )
 
 
+class Deferred:
+    """An `execution.EvaluationTicket`: played in this process, when its result is asked for."""
+
+    def __init__(self, play: Callable[[], Evaluation]) -> None:
+        self._play = play
+        self._result: Evaluation | None = None
+
+    def result(self) -> Evaluation:
+        if self._result is None:
+            self._result = self._play()
+        return self._result
+
+    def cancel(self) -> None:
+        pass
+
+
 def evaluate(
     act: Callable[..., tuple[Any, Carry, Any]],
     begin: Callable[[int], Carry],
@@ -57,20 +73,41 @@ def evaluate(
     act: a compiled `unroll.act_row`. Episodes run in waves, one in each environment: taking whichever
     end first would favour the short ones.
     """
+    each = (wave(act, begin, params, source, episodes, w, seed, explore) for w in range(waves(episodes)))
+    return together(each, episodes)
+
+
+def waves(episodes: int) -> int:
+    """How many waves so many episodes are played in."""
     if episodes < 1:
         raise ShoalError(f"episodes must be at least 1, got {episodes}")
-    size = min(episodes, ENVS)
-    results: list[tuple[float, int]] = []
-    for wave in range(-(-episodes // size)):
-        group = source.make_group(seed_for(seed, "evaluate", wave), 0, size)
-        try:
-            results += _wave(
-                act, begin(size), params, group, key_for(seed, "evaluate", wave), explore, source.spec
-            )
-        finally:
-            group.close()
+    return -(-episodes // min(episodes, ENVS))
+
+
+def together(each: Iterable[list[tuple[float, int]]], episodes: int) -> Evaluation:
+    """What all waves gave, in their order."""
+    results = [episode for one in each for episode in one]
     returns, lengths = zip(*results[:episodes], strict=True)
     return Evaluation(returns, lengths)
+
+
+def wave(
+    act: Callable[..., tuple[Any, Carry, Any]],
+    begin: Callable[[int], Carry],
+    params: Params,
+    source: Source,
+    episodes: int,
+    number: int,
+    seed: int,
+    explore: bool,
+) -> list[tuple[float, int]]:
+    """(return, length) of the episodes of one wave, which does not depend on the others."""
+    size = min(episodes, ENVS)
+    group = source.make_group(seed_for(seed, "evaluate", number), 0, size)
+    try:
+        return _wave(act, begin(size), params, group, key_for(seed, "evaluate", number), explore, source.spec)
+    finally:
+        group.close()
 
 
 def _wave(

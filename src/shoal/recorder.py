@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.evaluation import Evaluation
+from shoal.judging import Verdict
 from shoal.metrics import Result
 from shoal.rundir import RunDir
 from shoal.sinks import open_writers
+from shoal.writers import JsonLines, cut
 
 Snapshot = Callable[[], tuple[Any, dict[str, Any]]]  # () -> (tree of arrays, info), for a checkpoint
 
@@ -22,33 +23,64 @@ class Recorder:
         self.run = run
         self._config: Mapping[str, Any] = run.config
         self._writers = open_writers(run, iteration, env_steps)
+        cut(run.events_path, iteration)
+        self._events: JsonLines | None = None
         self._saved_steps = env_steps
         self._saved_moment = time.monotonic()
+        self._waiting: int | None = None
 
-    def take(self, result: Result, evaluation: Evaluation | None, snapshot: Snapshot) -> None:
-        """An iteration's result, and the evaluation that belongs to it, if there was one."""
+    def take(
+        self,
+        result: Result,
+        events: Sequence[str],
+        verdicts: Sequence[Verdict],
+        waiting: int | None,
+        snapshot: Snapshot,
+    ) -> None:
+        """An iteration's result, what else happened in it, and the verdicts on evaluated parameters.
+
+        waiting: the environment steps of parameters whose verdict will come later. Their checkpoint is made
+        in time and kept until then.
+        """
         for writer in self._writers:  # before any checkpoint of this iteration, which implies its row
             writer.write(result)
         steps = int(result["env_steps"])
-        if evaluation is not None and self._better(evaluation):
+        self._note(int(result["iteration"]), steps, events)
+        self._waiting = waiting
+        for verdict in verdicts:
+            if verdict.env_steps == steps and self._better(verdict):
+                self.checkpoint(steps, snapshot)
+            self.judge(verdict)
+        if (waiting == steps or self._due(steps)) and self._saved_steps != steps:
             self.checkpoint(steps, snapshot)
-            self.run.note_best(steps, evaluation.mean)
-        elif self._due(steps):
-            self.checkpoint(steps, snapshot)
+
+    def judge(self, verdict: Verdict) -> None:
+        """Note the checkpoint of these parameters as the best, if it is there and they are."""
+        if self._better(verdict) and verdict.env_steps in self.run.checkpoints():
+            self.run.note_best(verdict.env_steps, verdict.evaluation.mean)
 
     def checkpoint(self, env_steps: int, snapshot: Snapshot) -> Path:
         """Save now."""
         self._saved_steps, self._saved_moment = env_steps, time.monotonic()
-        return self.run.save_checkpoint(env_steps, *snapshot(), keep_last=self._config["keep_checkpoints"])
+        keep_last = self._config["keep_checkpoints"]
+        return self.run.save_checkpoint(env_steps, *snapshot(), keep_last=keep_last, keep=[self._waiting])
 
     def close(self) -> None:
         for writer in self._writers:
             writer.close()
+        if self._events is not None:
+            self._events.close()
         self.run.close()
 
-    def _better(self, evaluation: Evaluation) -> bool:
+    def _note(self, iteration: int, env_steps: int, events: Sequence[str]) -> None:
+        for event in events:
+            self._events = self._events or JsonLines(self.run.events_path)
+            row = {"iteration": iteration, "env_steps": env_steps, "time": time.time(), "event": event}
+            self._events.note(row)
+
+    def _better(self, verdict: Verdict) -> bool:
         best = self.run.best
-        return best is None or evaluation.mean > best.score
+        return best is None or verdict.evaluation.mean > best.score
 
     def _due(self, env_steps: int) -> bool:
         every, seconds = self._config["checkpoint_every"], self._config["checkpoint_seconds"]

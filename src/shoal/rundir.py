@@ -2,6 +2,7 @@
 
 config.json                  all that is needed to repeat the run
 metrics.jsonl                a row per iteration (`writers.JsonLines`)
+events.jsonl                 what else happened: env runners lost, groups moved (none where nothing did)
 tensorboard/                 the same for TensorBoard
 checkpoints/step_000123456/  see `checkpoint`; the number is in environment steps
 best.json                    which checkpoint evaluated best, and its score
@@ -17,7 +18,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from shoal import checkpoint, storage
 from shoal.errors import ShoalError
 
 _STEP = re.compile(r"step_(\d{9,})")
-_NAMES = ("metrics.jsonl", "tensorboard", "checkpoints", "best.json", "summary.json")
+_NAMES = ("metrics.jsonl", "events.jsonl", "tensorboard", "checkpoints", "best.json", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ class RunDir:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
+    @property
+    def events_path(self) -> Path:
+        """What else happened, a row each; there is none before something has."""
+        return self.path / "events.jsonl"
+
     def checkpoint_path(self, step: int) -> Path:
         """The folder of the checkpoint at an environment step: checkpoints/step_000123456."""
         return self.path / "checkpoints" / f"step_{step:09d}"
@@ -143,23 +149,29 @@ class RunDir:
         return None
 
     def save_checkpoint(
-        self, step: int, tree: Any, info: Mapping[str, Any], *, keep_last: int | None = None
+        self,
+        step: int,
+        tree: Any,
+        info: Mapping[str, Any],
+        *,
+        keep_last: int | None = None,
+        keep: Collection[int | None] = (),
     ) -> Path:
-        """Save a checkpoint, then delete all but the last `keep_last` and the best (None keeps all)."""
+        """Save a checkpoint, then `prune`, unless `keep_last` is None."""
         path = self.checkpoint_path(step)
         with storage.explained(f"could not write {self.metrics_path}"):
             if self.metrics_path.exists():
                 storage.sync(self.metrics_path)  # no checkpoint outlives a power cut without its rows
         checkpoint.save(path, tree, info)
         if keep_last is not None:
-            self.prune(keep_last)
+            self.prune(keep_last, keep)
         return path
 
-    def prune(self, keep_last: int) -> None:
-        """Delete all checkpoints but the last `keep_last` (at least 1) and the best."""
+    def prune(self, keep_last: int, keep: Collection[int | None] = ()) -> None:
+        """Delete all checkpoints but the last `keep_last` (at least 1), the best, and those at `keep`."""
         best = self.best
         for step in list(self.checkpoints())[: -max(keep_last, 1)]:
-            if best is None or step != best.step:
+            if step not in keep and (best is None or step != best.step):
                 checkpoint.remove(self.checkpoint_path(step))
 
     @property
@@ -190,6 +202,11 @@ class RunDir:
         for later in self.checkpoints():
             if later > step:
                 checkpoint.remove(self.checkpoint_path(later))
+
+    def move(self, on: Mapping[str, Any]) -> None:
+        """Write down that the run goes on elsewhere: `on` in the place of what config.json says."""
+        self.config["on"] = dict(on)
+        self._write("config.json", self.config)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """summary.json; NaN becomes null."""

@@ -68,6 +68,10 @@ class JsonLines:
         """Add a row. Raises ShoalError where the disk is full or gone; the rows before stay whole."""
         self._file.append(result.to_json_row().encode() + b"\n")
 
+    def note(self, row: Mapping[str, Any]) -> None:
+        """Add a row that need not be a result: of anything that JSON has."""
+        self._file.append(json.dumps(dict(row)).encode() + b"\n")
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -6,15 +6,17 @@ It never learns which algorithm it runs; an algorithm never learns where it runs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
-
 from shoal.errors import ShoalError
-from shoal.types import Metrics, State
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # so that executors can be named, and prepared, before JAX is imported
+    import numpy as np
+
+    from shoal.evaluation import Evaluation
     from shoal.recipe import Experiment
+    from shoal.types import Metrics, Params, State
 
 
 class Fragment(NamedTuple):
@@ -63,17 +65,43 @@ class Run(Protocol):
     def close(self) -> None: ...
 
 
+class EvaluationTicket(Protocol):
+    """An evaluation under way."""
+
+    def result(self) -> Evaluation:
+        """Wait for it. May be asked again. Raises what went wrong in it."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody will ask for it."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Plays the episodes of evaluations while training goes on. The returns are those of
+    `evaluation.evaluate`."""
+
+    def begin(self, params: Params, episodes: int) -> EvaluationTicket:
+        """params: acting parameters, NumPy leaves."""
+        ...
+
+
 class Executor(Protocol):
     """Where to run, as a frozen dataclass: Local, Compiled, ..."""
 
     @property
     def envs(self) -> int: ...
 
-    def prepare(self) -> None:
-        """Begin in the background what takes long, before anything else is done."""
+    def prepared(self) -> AbstractContextManager[None]:
+        """Begin in the background what takes long, for the runs that are started in the block. What none of
+        them has taken up when it ends is released."""
         ...
 
     def start(self, experiment: Experiment) -> Run: ...
+
+    def evaluator(self, experiment: Experiment) -> Evaluator | None:
+        """Who plays evaluations beside the run that was started; None: nobody, they are played in between."""
+        ...
 
 
 def group_size(envs: int, groups: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -37,11 +38,14 @@ class Compiled:
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
 
-    def prepare(self) -> None:
-        pass
+    def prepared(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def start(self, experiment: Experiment) -> CompiledRun:
         return CompiledRun(experiment, self.envs, self.groups)
+
+    def evaluator(self, experiment: Experiment) -> None:
+        return None
 
 
 class Loop(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -34,11 +35,14 @@ class Local:
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
 
-    def prepare(self) -> None:
-        pass
+    def prepared(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def start(self, experiment: Experiment) -> LocalRun:
         return LocalRun(experiment, self.envs, self.groups)
+
+    def evaluator(self, experiment: Experiment) -> None:
+        return None
 
 
 class LocalRun:

@@ -1,0 +1,67 @@
+"""From what a user gives to a Trainer: checked, described as data, and put together as an experiment."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from shoal.config import algorithm_to_json, environment_to_json, executor_to_json, spec_to_json, versions
+from shoal.envs import resolve
+from shoal.errors import ShoalError
+from shoal.execution import Executor
+from shoal.recipe import Experiment, Recipe
+from shoal.runtime import configure
+from shoal.sinks import check_sinks
+
+_LEAST = {"seed": 0, "keep_checkpoints": 1, "evaluate_episodes": 1, "threads": 1}
+
+
+class Assembly(NamedTuple):
+    """config: all that is needed to repeat the run, as data (`config.json`)."""
+
+    experiment: Experiment
+    config: dict[str, Any]
+
+
+def check(algorithm: Any, on: Executor, options: Mapping[str, Any]) -> None:
+    """What can be refused before anything is begun. options: the Trainer's, by name."""
+    algorithm_to_json(algorithm)
+    executor_to_json(on)
+    for name, least in _LEAST.items():
+        if options[name] < least:
+            raise ShoalError(f"{name} must be at least {least}, got {options[name]}")
+    check_sinks(options["sinks"])
+
+
+def assemble(
+    algorithm: Any, environment: Mapping[str, Any], on: Executor, options: Mapping[str, Any]
+) -> Assembly:
+    """Set JAX up, find the environment and bind the algorithm to it.
+
+    environment: the arguments of `envs.resolve`. options: the Trainer's other arguments, by name.
+    """
+    threads = configure(options["threads"])
+    source = resolve(**environment)
+    warm_start = options["warm_start"]
+    config = {
+        "algorithm": algorithm_to_json(algorithm),
+        "on": executor_to_json(on),
+        "env": environment_to_json(source, environment),
+        "spec": spec_to_json(source.spec),
+        "journal": source.journal,
+        **options,
+        "threads": threads,
+        "warm_start": None if warm_start is None else str(warm_start),
+        "sinks": list(options["sinks"]),
+        "run_id": secrets.token_hex(4),
+        "versions": versions(),
+    }
+    recipe = Recipe(
+        algorithm=algorithm,
+        env=source.reference or {**environment, "journal": source.journal},
+        normalize=options["normalize_observations"],
+        scale=options["scale_rewards"],
+        threads=threads,
+    )
+    return Assembly(Experiment.of(recipe, options["seed"], source), config)

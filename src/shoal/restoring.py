@@ -1,0 +1,150 @@
+"""From a checkpoint or a run directory to a Trainer that goes on there, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from shoal import checkpoint
+from shoal.config import (
+    agent_of,
+    algorithm_from_json,
+    environment_of,
+    executor_from_json,
+    executor_to_json,
+    spec_from_json,
+    spec_to_json,
+)
+from shoal.errors import ShoalError
+from shoal.execution import Executor
+from shoal.execution.cluster import Cluster
+from shoal.recorder import Recorder
+from shoal.rundir import RunDir
+
+if TYPE_CHECKING:
+    from shoal.trainer import Trainer
+
+# The Trainer's arguments that a configuration holds as they were given.
+_KEPT = ("seed", "normalize_observations", "scale_rewards", "checkpoint_every", "checkpoint_seconds")
+_KEPT += ("keep_checkpoints", "evaluate_every", "evaluate_episodes", "threads", "sinks")
+
+
+class Given(NamedTuple):
+    """What is given anew, in the place of what was recorded; None: nothing."""
+
+    on: Executor | None = None
+    algorithm: Any = None
+    env: Any = None
+    wrappers: Sequence[Any] | None = None
+    trust_imports: bool = False
+
+
+def restored(make: type[Trainer], path: str | Path, given: Given, run_dir: str | Path | None) -> Trainer:
+    """See `Trainer.restore`."""
+    place = Path(path)
+    is_run = (place / "config.json").exists()
+    loaded = (RunDir.read(place).latest_checkpoint() if is_run else None) or checkpoint.load(place)
+    if loaded.info.get("kind") != "trainer":
+        raise ShoalError(f"{place} holds a policy, not a training run: load it with Policy.load")
+    trainer = _rebuilt(make, loaded.info["config"], given, loaded)
+    try:
+        if run_dir is not None:
+            _record(trainer, RunDir.create(run_dir, trainer.config))
+    except BaseException:
+        trainer.close()
+        raise
+    return trainer
+
+
+def resumed(make: type[Trainer], run_dir: str | Path, given: Given) -> Trainer:
+    """See `Trainer.resume`."""
+    directory = RunDir.open(run_dir)
+    try:
+        loaded = directory.latest_checkpoint()
+        trainer = _rebuilt(make, directory.config, given, loaded)
+    except BaseException:
+        directory.close()
+        raise
+    try:
+        if loaded is None and directory.config["warm_start"] is not None:
+            trainer._take_parameters(directory.config["warm_start"])
+        if trainer.config["on"] != directory.config["on"]:
+            directory.move(trainer.config["on"])
+        directory.cut(trainer._progress.env_steps)
+        _record(trainer, directory)
+    except BaseException:
+        trainer.close()
+        directory.close()
+        raise
+    return trainer
+
+
+def _record(trainer: Trainer, run: RunDir) -> None:
+    progress = trainer._progress
+    trainer._recorder = Recorder(run, progress.iteration, progress.env_steps)
+
+
+def _rebuilt(
+    make: type[Trainer], config: Mapping[str, Any], given: Given, loaded: checkpoint.Loaded | None
+) -> Trainer:
+    """A Trainer as the configuration says, without a run directory, standing where `loaded` says."""
+    on = moved(config, given)
+    how = environment_of(config, given.env, given.wrappers, trust_imports=given.trust_imports)
+    algorithm = algorithm_from_json(config["algorithm"], given.algorithm, trust_imports=given.trust_imports)
+    trainer = make(algorithm, on=on, **how, **{name: config[name] for name in _KEPT})
+    try:
+        _check_same(trainer.config["spec"], config["spec"])
+        trainer.config = dict(config) | {name: trainer.config[name] for name in ("threads", "on")}
+        if loaded is not None:
+            trainer._load(loaded)
+    except BaseException:
+        trainer.close()
+        raise
+    return trainer
+
+
+def moved(config: Mapping[str, Any], given: Given) -> Executor:
+    """Where a run goes on. Raises ShoalError where that would make it another experiment, or where what was
+    saved there does not fit."""
+    on, was = given.on, config["on"]
+    if on is None:
+        return executor_from_json(was)
+    if isinstance(on, Cluster) and on.groups is None and not on.envs % was["groups"]:
+        on = dataclasses.replace(on, groups=was["groups"])
+    now = executor_to_json(on)
+    for name in ("envs", "groups"):
+        if now[name] != was[name]:
+            raise ShoalError(
+                f"{name}={now[name]} would make this run another experiment: it has {name}={was[name]}; "
+                "the number of runners may change, that of environments and groups may not"
+            )
+    if now["name"] == was["name"]:
+        return on
+    if {now["name"], was["name"]} != {"local", "cluster"}:
+        raise ShoalError(
+            f"this run is on {was['name']} and cannot go on on {now['name']}: only local and cluster can be "
+            "exchanged, whose saved states have the same form"
+        )
+    agent = agent_of(
+        config,
+        spec_from_json(config["spec"]),
+        algorithm=given.algorithm,
+        trust_imports=given.trust_imports,
+    )
+    if agent.plan.staleness:
+        raise ShoalError(
+            f"{config['algorithm']['name']} is asynchronous on a cluster, with another form of saved state: "
+            f"this run is on {was['name']} and cannot go on on {now['name']}"
+        )
+    return on
+
+
+def _check_same(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    then = spec_to_json(spec_from_json(recorded))
+    if now != then:
+        differing = [name for name, value in then.items() if now[name] != value]
+        raise ShoalError(
+            f"the environment is not the one of this run, {recorded['id']}: its {', '.join(differing)} differ"
+        )

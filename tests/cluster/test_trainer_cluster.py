@@ -1,0 +1,232 @@
+"""A Trainer on a Cluster: the bits of Local, saved and moved between the two, evaluated on the side, and gone
+when it is closed or could not be made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from shoal import PPO, Cluster, Local, ShoalError, Trainer
+from shoal.execution.cluster import session
+from shoal.rundir import RunDir
+from shoal.writers import read_rows
+
+SMALL = PPO(rollout_length=8, epochs=1, minibatches=2, hidden=(8,))
+LOCAL = Local(envs=4, groups=4)
+CLUSTER = Cluster(runners=2, envs=4, groups=4, cpus=0.5)
+INLINE = Cluster(runners=2, envs=4, groups=4, inline=True)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray for the module: this hold on it keeps it while Trainers come and go."""
+    with session.join(cpus=1):
+        yield
+
+
+def same_rows(one: Path, other: Path) -> None:
+    """All but the timing; an evaluation is told at its own place."""
+
+    def told(folder: Path) -> list[dict[str, Any]]:
+        rows = read_rows(folder / "metrics.jsonl")
+        return [
+            {k: v for k, v in row.items() if not k.startswith(("timing/", "evaluation/"))} for row in rows
+        ]
+
+    assert told(one) == told(other) != []
+
+
+def evaluations(folder: Path) -> dict[int, tuple[float, float]]:
+    """Steps of the evaluated parameters -> mean and deviation."""
+    rows = [r for r in read_rows(folder / "metrics.jsonl") if "evaluation/env_steps" in r]
+    return {
+        r["evaluation/env_steps"]: (r["evaluation/return_mean"], r["evaluation/return_std"]) for r in rows
+    }
+
+
+def test_equals_local(ray_here: None, tmp_path: Path) -> None:
+    """In parameters, rows, evaluations and the best checkpoint; and it is used in the same way."""
+    runs: dict[str, Trainer] = {}
+    for name, on in (("local", LOCAL), ("cluster", CLUSTER)):
+        with Trainer(
+            SMALL, "CartPole-v1", on=on, run_dir=tmp_path / name, evaluate_every=90, evaluate_episodes=12
+        ) as trainer:
+            runs[name] = trainer
+            last = trainer.fit(300)
+            prints = trainer.fingerprint()
+            whole = trainer.evaluate(3)
+            action = trainer.compute_single_action(np.zeros(4, np.float32))
+        if name == "local":
+            expected = prints, whole, action
+        else:
+            assert (prints, whole, action) == expected
+            assert last["timing/runners"] <= 2 and last["timing/collect"] > 0
+            told = (
+                last["evaluation/env_steps"],
+                (last["evaluation/return_mean"], last["evaluation/return_std"]),
+            )
+    same_rows(tmp_path / "local", tmp_path / "cluster")
+    here, there = evaluations(tmp_path / "local"), evaluations(tmp_path / "cluster")
+    assert len(here) >= 3
+    assert there | dict([told]) == here  # the last one was still under way when training ended
+    best = [RunDir.read(tmp_path / name).best for name in runs]
+    assert best[0] is not None and best[1] is not None
+    assert (best[0].step, best[0].score) == (best[1].step, best[1].score)
+    for trainer in runs.values():
+        trainer.close()
+        with pytest.raises(ShoalError, match="is closed"):
+            trainer.train()
+
+
+def test_saved_here_goes_on_there(ray_here: None, tmp_path: Path) -> None:
+    with Trainer(SMALL, "CartPole-v1", on=LOCAL) as trainer:
+        trainer.train()
+        here = trainer.save(tmp_path / "here")
+        trainer.train()
+        middle = trainer.fingerprint()
+        trainer.train()
+        end = trainer.fingerprint()
+    with Trainer.restore(here, on=Cluster(runners=1, envs=4)) as trainer:
+        assert trainer.config["on"]["name"] == "cluster" and trainer.config["on"]["groups"] == 4
+        trainer.train()
+        assert trainer.fingerprint() == middle
+        there = trainer.save(tmp_path / "there")
+    for on in (LOCAL, INLINE, None):
+        with Trainer.restore(there, on=on) as trainer:
+            trainer.train()
+            assert trainer.fingerprint() == end
+
+
+def test_an_evaluation_under_way_is_resumed(tmp_path: Path) -> None:
+    def run(folder: Path, *goals: int) -> None:
+        with Trainer(
+            SMALL, "CartPole-v1", on=INLINE, run_dir=folder, evaluate_every=90, evaluate_episodes=2
+        ) as trainer:
+            trainer.fit(goals[0])
+            assert trainer.save() == RunDir.read(folder).checkpoint_path(trainer.summary()["env_steps"])
+        for goal in goals[1:]:
+            with Trainer.resume(folder, on=replace(INLINE, runners=3)) as trainer:
+                trainer.fit(goal)
+
+    run(tmp_path / "whole", 400)
+    run(tmp_path / "cut", 130, 250, 400)
+    same_rows(tmp_path / "whole", tmp_path / "cut")
+    assert evaluations(tmp_path / "whole") == evaluations(tmp_path / "cut")
+    whole, cut = (RunDir.read(tmp_path / name) for name in ("whole", "cut"))
+    assert whole.best is not None and cut.best is not None and whole.best.score == cut.best.score
+    assert cut.config["on"]["runners"] == 3
+
+
+def test_what_may_not_change(tmp_path: Path) -> None:
+    with Trainer(SMALL, "CartPole-v1", on=INLINE) as trainer:
+        place = trainer.save(tmp_path / "place")
+    for on, line in (
+        (Cluster(envs=8, groups=4), "envs=8 would make this run another experiment, since it has envs=4"),
+        (Cluster(envs=4, groups=2), "groups=2 would make"),
+        (Local(envs=4), "groups=1 would make"),
+    ):
+        with pytest.raises(ShoalError, match=line) as caught:
+            Trainer.restore(place, on=on)
+        assert "\n" not in str(caught.value)
+
+
+class Fragile(gym.Wrapper):
+    """Takes its process down at a step, the first time that this happens anywhere."""
+
+    mark = ""
+
+    def step(self, action: Any) -> Any:
+        if self.mark and self.env.unwrapped.state[0] > 0.05:  # type: ignore[attr-defined]
+            try:
+                os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                pass
+            else:
+                os._exit(1)
+        return self.env.step(action)
+
+
+def fragile(mark: str) -> gym.Env:
+    env = Fragile(gym.make("CartPole-v1"))
+    env.mark = mark
+    return env
+
+
+def test_events_are_written_down(ray_here: None, tmp_path: Path) -> None:
+    """A runner that is lost is told in events.jsonl, and nothing else changes."""
+    mark = tmp_path / "mark"
+    mark.touch()  # the trials before training shall not die
+    how: dict[str, Any] = {"env_kwargs": {"mark": str(mark)}, "journal": "journal", "sinks": ()}
+    with Trainer(SMALL, fragile, on=LOCAL, **how) as trainer:
+        trainer.fit(100)
+        expected = trainer.fingerprint()
+    with Trainer(SMALL, fragile, on=CLUSTER, run_dir=tmp_path / "run", **how) as trainer:
+        mark.unlink()
+        trainer.fit(100)
+        assert trainer.fingerprint() == expected
+    rows = read_rows(tmp_path / "run" / "events.jsonl")
+    assert mark.exists() and any("lost" in row["event"] for row in rows)
+    assert all(set(row) == {"iteration", "env_steps", "time", "event"} for row in rows)
+
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from shoal import PPO, Cluster, ShoalError, Trainer
+from shoal.execution.cluster import session
+
+how = json.loads(sys.argv[1])
+small = PPO(rollout_length=8, epochs=1, minibatches=1, hidden=(8,))
+if __name__ == "__main__":
+    try:
+        trainer = Trainer(small, how["env"], on=Cluster(runners=1, envs=2, groups=1), run_dir=how["run_dir"])
+        print(trainer.train()["env_steps"] > 0, flush=True)
+    except ShoalError as error:
+        print(error, flush=True)
+        assert session._ray is None
+    session_of = f"_{os.getpid()}"
+    print([path.name for path in Path("/tmp/ray").glob(f"session_*{session_of}")], flush=True)
+"""
+
+
+def processes_of(folder: str) -> list[str]:
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                command = (place / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if folder.encode() in command:
+                found.append(command.decode())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("env", "says"), [("CartPol-v1", "did you mean 'CartPole-v1'?"), ("CartPole-v1", "True")]
+)
+def test_nothing_is_left_running(env: str, says: str, tmp_path: Path) -> None:
+    """Not by a Trainer that could not be made, nor by one that nobody closed."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps({"env": env, "run_dir": str(tmp_path / "run")})],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told, folders = done.stdout.splitlines()
+    assert says in told
+    for name in json.loads(folders.replace("'", '"')):
+        assert processes_of(name) == []
+    assert ("True" in told) == (folders != "[]")
