@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
@@ -11,11 +12,13 @@ from shoal.keys import key_for
 from shoal.sgd import clipped, linear_decay, mean_gradient, minibatches
 from shoal.types import Gradient
 
+shuffled = jax.jit(minibatches, static_argnums=(1, 2, 3))
+
 
 @settings(deadline=None, derandomize=True, max_examples=15)
 @given(size=st.integers(1, 9), count=st.integers(1, 6), epochs=st.integers(1, 3))
 def test_every_row_once_per_epoch(size: int, count: int, epochs: int) -> None:
-    index = np.asarray(minibatches(key_for(0, "m"), size * count, epochs, count))
+    index = np.asarray(shuffled(key_for(0, "m"), size * count, epochs, count))
     assert index.shape == (epochs * count, size)
     for epoch in index.reshape(epochs, -1):
         assert sorted(epoch) == list(range(size * count))

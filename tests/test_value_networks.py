@@ -31,13 +31,14 @@ def rows(seed: int = 0, count: int = ROWS) -> np.ndarray:
 
 
 def evaluated(network: QNetwork, params: Any, x: np.ndarray, noise: Any) -> jax.Array:
-    return network.step(params, network.begin(len(x)), Observation(x), np.zeros(len(x), bool), noise)[0]
+    first = np.zeros(len(x), bool)
+    return jax.jit(network.step)(params, network.begin(len(x)), Observation(x), first, noise)[0]
 
 
 def test_plain_is_the_torso_and_one_layer() -> None:
     network = q_network(VECTOR, A, hidden=(7,), activation="tanh")
     params = network.init(key_for(0, "init"))
-    quiet = network.noise(key_for(0, "noise"))
+    quiet = jax.jit(network.noise)(key_for(0, "noise"))
     assert quiet.shape == (0,) and not network.recurrent
     x = rows()
     hidden = np.tanh(np.asarray(dense(params["torso"]["layers_0"], x)))
@@ -89,7 +90,7 @@ def test_noise(dueling: bool) -> None:
     np.testing.assert_allclose(kernel["kernel_std"], 0.5 / np.sqrt(8), rtol=1e-6)
     assert np.abs(kernel["kernel"]).max() <= 1 / np.sqrt(8) and np.abs(kernel["kernel"]).max() > 0.3
     keys = fold(key_for(0, "noise"), np.arange(4000))
-    noise = np.asarray(network.noise(keys))
+    noise = np.asarray(jax.jit(network.noise)(keys))
     # f(x) = sign(x) sqrt(|x|) of a normal x: mean 0, and E f^2 = E |x| = sqrt(2 / pi).
     assert abs(noise.mean()) < 0.01 and np.square(noise).mean() == pytest.approx(np.sqrt(2 / np.pi), rel=0.01)
     x = rows()
@@ -115,7 +116,7 @@ def test_every_head_on_every_torso_has_its_shape() -> None:
     for which, x, kwargs in cases:
         network = q_network(which, A, Z, **kwargs)
         params = network.init(key_for(0, "init"))
-        outputs = evaluated(network, params, x, network.noise(key_for(0, "noise")))
+        outputs = evaluated(network, params, x, jax.jit(network.noise)(key_for(0, "noise")))
         assert outputs.shape == (ROWS, A, Z) and outputs.dtype == jnp.float32, kwargs
         assert set(params) == {"torso", "head"}
 
@@ -123,14 +124,14 @@ def test_every_head_on_every_torso_has_its_shape() -> None:
 def test_memory_unrolls_as_it_steps() -> None:
     network = q_network(VECTOR, A, Z, hidden=(7,), memory=3, dueling=True, noisy_std=0.2)
     assert network.recurrent
-    params, noise = network.init(key_for(0, "init")), network.noise(key_for(0, "noise"))
+    params, noise = network.init(key_for(0, "init")), jax.jit(network.noise)(key_for(0, "noise"))
     x = np.stack([rows(t, 2) for t in range(4)])
     first = np.zeros((4, 2), bool)
     first[0] = first[2, 1] = True
-    whole, after = network.unroll(params, network.begin(2), Observation(x), first, noise)
+    whole, after = jax.jit(network.unroll)(params, network.begin(2), Observation(x), first, noise)
     carry = network.begin(2)
     for t in range(4):
-        now, carry = network.step(params, carry, Observation(x[t]), first[t], noise)
+        now, carry = jax.jit(network.step)(params, carry, Observation(x[t]), first[t], noise)
         np.testing.assert_allclose(now, whole[t], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), carry, after)
 

@@ -13,7 +13,7 @@ from shoal import PPO, ShoalError
 from shoal.counters import value
 from shoal.keys import key_for
 from shoal.spaces import Box, Discrete
-from shoal.types import EnvSpec, Observation, Trajectory
+from shoal.types import EnvSpec, Gradient, Observation, State, Trajectory
 
 SPEC = EnvSpec(id="test", observation=Box((3,)), action=Discrete(2))
 T, B = 6, 4
@@ -70,8 +70,13 @@ def test_loss_is_the_papers(value_clip: float | None) -> None:
     agent = ppo.bind(SPEC)
     state = agent.init(key_for(0, "init"))
     exp = fragment()
-    batch = agent.batches(state, exp, key_for(0, "k"))
-    gradient = agent.grads(state, jax.tree.map(lambda x: x[batch.index[0]], batch.rows), key_for(0, "k"))
+
+    @jax.jit
+    def first_gradient(state: State, exp: Trajectory, key: Any) -> Gradient:
+        batch = agent.batches(state, exp, key)
+        return agent.grads(state, jax.tree.map(lambda x: x[batch.index[0]], batch.rows), key)
+
+    gradient = first_gradient(state, exp, key_for(0, "k"))
 
     log_p, values = forward(state.params, exp.obs.policy.astype(np.float64))
     weight = 1.0 - exp.first[1:]

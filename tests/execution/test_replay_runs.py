@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,19 @@ def test_saving_changes_nothing_and_resuming_goes_on(tmp_path: Path) -> None:
             assert other.fingerprint() == one.fingerprint()
 
 
-@pytest.mark.parametrize("what", ["memory/reward", "memory/priorities/leaves", "memory", "credit", ""])
-def test_a_replay_that_is_not_there_is_an_error(what: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> checkpoint.Loaded:
+    """What a run saved that has begun to fill its replay."""
+    place = tmp_path_factory.mktemp("saved") / "whole"
     with Trainer(SMALL, "CartPole-v1", on=Local(envs=4)) as trainer:
         for _ in range(5):
             trainer.train()
-        trainer.save(tmp_path / "whole")
-    whole = checkpoint.load(tmp_path / "whole")
+        trainer.save(place)
+    return checkpoint.load(place)
+
+
+@pytest.mark.parametrize("what", ["memory/reward", "memory/priorities/leaves", "memory", "credit", ""])
+def test_a_replay_that_is_not_there_is_an_error(what: str, whole: checkpoint.Loaded, tmp_path: Path) -> None:
     gone = "/".join(filter(None, ("run/store", what)))
     rest: dict[str, Any] = {
         path: array
@@ -70,8 +75,7 @@ def test_a_replay_that_is_not_there_is_an_error(what: str, tmp_path: Path) -> No
 
 
 def test_many_seeds_at_once() -> None:
-    algorithm = dataclasses.replace(SMALL, rollout_length=16)
-    trainers = train_seeds(algorithm, "jax:CartPole-v1", [0, 1], steps=400, on=Compiled(envs=4))
+    trainers = train_seeds(SMALL, "jax:CartPole-v1", [0, 1], steps=400, on=Compiled(envs=4))
     prints = {trainer.fingerprint() for trainer in trainers}
     assert len(prints) == 2
     for trainer in trainers:  # each goes on alone, with its own replay
