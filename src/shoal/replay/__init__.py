@@ -5,9 +5,9 @@ One set of pure functions over a `Memory` of arrays: NumPy arrays are written in
 """
 
 from shoal.replay.layout import Layout
-from shoal.replay.memory import Memory, empty, insert, ready, stored
+from shoal.replay.memory import Memory, empty, insert, ready, stored, units
 from shoal.replay.ratio import Credit, begin, due, most_updates
-from shoal.replay.sampling import draw, reprioritize
+from shoal.replay.sampling import draw, draw_by, host_words, reprioritize
 from shoal.replay.saved import load, save
 
 __all__ = [
@@ -16,8 +16,10 @@ __all__ = [
     "Memory",
     "begin",
     "draw",
+    "draw_by",
     "due",
     "empty",
+    "host_words",
     "insert",
     "load",
     "most_updates",
@@ -25,4 +27,5 @@ __all__ = [
     "reprioritize",
     "save",
     "stored",
+    "units",
 ]

@@ -100,6 +100,12 @@ def may_insert(plan: Replay, credit: Credit, steps: Any, tolerance: int) -> Any:
     return inserted(plan, credit, steps).steps * plan.batch_size <= tolerance * plan.train_every
 
 
+def room(plan: Replay, credit: Credit, tolerance: int) -> int:
+    """The most environment steps that `may_insert` lets through; may be negative. For the host."""
+    ahead = tolerance * plan.train_every - int(credit.steps) * plan.batch_size
+    return int(credit.waiting) + ahead // (plan.gradient_steps * plan.batch_size)
+
+
 def may_learn(plan: Replay, credit: Credit, tolerance: int, updates: Any = 1) -> Any:
     """bool, whether `updates` more keep learning at most `tolerance` samples ahead; not before it starts."""
     after = learned(plan, credit, updates).steps * plan.batch_size

@@ -43,17 +43,21 @@ def draw(
     neither does, weight is 0. Prioritised: weight = total / (number of units * priority), which is
     1 / (n * P(i)) of Schaul et al. 2016 before its exponent; 0 where nothing can be drawn.
     """
-    xp = module(memory.first)
-    words = (_host_words if xp is np else bits)(key, 2 * minibatches * batch_size)
-    words = words.reshape(2, minibatches, batch_size)
+    host = module(memory.first) is np
+    words = (host_words if host else bits)(key, 2 * minibatches * batch_size)
+    return draw_by(layout, memory, words.reshape(2, minibatches, batch_size))
+
+
+def draw_by(layout: Layout, memory: Memory, words: Array) -> Transitions | Sequences:
+    """`draw` by these random words: uint32 [2, K, N]."""
     choose = _by_priority if layout.prioritized else _uniform
     unit, weight = choose(layout, memory, words)
     gather = _sequences if layout.sequence else _transitions
     return gather(layout, memory, unit, weight)
 
 
-def _host_words(key: Key, n: int) -> np.ndarray:
-    """`keys.bits` for the host, compiled: NumPy takes five times as long for the same words."""
+def host_words(key: Key, n: int) -> np.ndarray:
+    """`keys.bits` for the host, compiled for each n: NumPy takes five times as long for the same words."""
     return np.asarray(_compiled_bits(key, n))
 
 

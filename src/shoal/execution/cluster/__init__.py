@@ -5,7 +5,10 @@ runner.py        the actor: a Host that follows orders
 pool.py          the supervisor of runners and groups;  balance.py  who hosts what
 fleet.py         runners on Ray;  inline.py  the same in this process
 inference.py     policies that act for all runners;  stepper.py  runners that only step
-synchronous.py   the bits of Local;  asynchronous.py  nobody waits
+synchronous.py   the bits of Local;  asynchronous.py  nobody waits;  sharded.py  nor with a replay
+flow.py          what is ordered ahead, and where a resumed run goes on
+parcels.py       fragments on their way into a replay;  shards.py  its parts
+shard_pool.py    the supervisor of these;  shard_fleet.py  where they live
 evaluations.py   episodes of evaluations, as tasks beside the runners
 session.py       a Ray that is joined or started;  reaper.py  its end, whatever happens to the driver
 """
@@ -37,7 +40,8 @@ class Cluster:
     "DEFAULT". per_update: with a plan that allows staleness, how many fragments an update learns from; None
     is half of the groups. policy_actors: so many actors act for all runners, which then only step
     environments (SEED RL's layout; needs a plan that allows staleness); policy_cpus, policy_gpus: what each
-    asks Ray for.
+    asks Ray for. replay_shards: with a replay and a plan that allows
+    staleness (Ape-X), so many actors keep the replay; 0 keeps it in this process.
     patience, strikes: when a runner is held to be hung and a group to be broken (see
     `pool.Limits`).
     """
@@ -54,6 +58,7 @@ class Cluster:
     policy_actors: int = 0
     policy_cpus: float = 1.0
     policy_gpus: float = 0.0
+    replay_shards: int = 0
     patience: float = 10.0
     strikes: int = 3
 
@@ -63,6 +68,11 @@ class Cluster:
         group_size(self.envs, self.in_groups)
         if self.policy_actors < 0 or (self.policy_actors and self.inline):
             raise ShoalError("policy_actors must be 0 or more, and is for runners on Ray, not inline")
+        if not 0 <= self.replay_shards <= self.in_groups:
+            raise ShoalError(
+                f"replay_shards must be between 0 and {self.in_groups}, the number of groups, "
+                f"got {self.replay_shards}"
+            )
         if self.per_update is not None and not 1 <= self.per_update <= self.in_groups:
             raise ShoalError(
                 f"per_update must be between 1 and {self.in_groups}, the number of groups, "
@@ -91,6 +101,7 @@ class Cluster:
     def start(self, experiment: Experiment) -> Run:
         from shoal.execution.cluster.asynchronous import AsynchronousRun
         from shoal.execution.cluster.synchronous import SynchronousRun
+        from shoal.types import Replay
 
         groups = self.in_groups
         size = group_size(self.envs, groups)
@@ -100,12 +111,33 @@ class Cluster:
                 "policy actors act for several groups at once with whatever policy is newest: they need an "
                 "algorithm that allows staleness, such as IMPALA or APPO; leave policy_actors out for this one"
             )
-        pool, close = self._pool(experiment, groups, size, give_up=staleness > 0)
+        replayed = staleness > 0 and isinstance(experiment.agent.plan, Replay)
+        if self.replay_shards and not replayed:
+            raise ShoalError(
+                "replay shards are for algorithms with a replay and staleness, such as ApexDQN: leave "
+                "replay_shards out for this one"
+            )
+        if replayed:
+            from shoal.execution.cluster.sharded import layout_of
+
+            layout_of(experiment, groups, size)  # a capacity that does not fit is said before anything starts
+        pool, close = self._pool(experiment, groups, size, replayed, give_up=staleness > 0)
         try:
             if not staleness:
                 return SynchronousRun(experiment, pool, groups, size, close)
             per_update = self.per_update or max(1, groups // 2)
             ahead = 1 if self.policy_actors else 2
+            if replayed:
+                from shoal.execution.cluster.sharded import ShardedRun, shards_of
+
+                on_ray = self.replay_shards > 0 and not self.inline
+                shards = shards_of(experiment, groups, size, max(1, self.replay_shards), on_ray=on_ray)
+
+                def close_all() -> None:
+                    shards.close()
+                    close()
+
+                return ShardedRun(experiment, pool, shards, groups, size, ahead, close_all)
             return AsynchronousRun(experiment, pool, groups, size, per_update, ahead, close)
         except BaseException:
             close()
@@ -125,7 +157,7 @@ class Cluster:
         return {"cpus": cpus, "resources": resources}
 
     def _pool(
-        self, experiment: Experiment, groups: int, size: int, *, give_up: bool
+        self, experiment: Experiment, groups: int, size: int, replayed: bool, *, give_up: bool
     ) -> tuple[Pool, Callable[[], None]]:
         """The runners under supervision, and how to end all of it."""
         from shoal.execution.cluster.pool import Limits, Pool
@@ -137,7 +169,13 @@ class Cluster:
             from shoal.execution.cluster.runner import Collector
             from shoal.execution.host import Host
 
-            pool = Pool(InlineFleet(lambda: Collector(Host(experiment, size))), new, self.runners, limits)
+            parcel = None
+            if replayed:
+                from shoal.execution.cluster.parcels import parcel as parcel_of
+
+                parcel = parcel_of(experiment.agent, experiment.source.spec, size)
+            fleet = InlineFleet(lambda: Collector(Host(experiment, size), parcel))
+            pool = Pool(fleet, new, self.runners, limits)
             return pool, pool.close
         from shoal.execution.cluster import session
         from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, steppers
@@ -149,7 +187,9 @@ class Cluster:
                 each = self.policy_cpus, self.policy_gpus
                 crew = steppers(experiment, groups, size, self.policy_actors, *each)
             else:
-                crew = env_runners(experiment.recipe, experiment.seed, size)
+                fetch = not (replayed and self.replay_shards)
+                how = {"sharded": replayed, "fetch": fetch}
+                crew = env_runners(experiment.recipe, experiment.seed, size, **how)
             fleet = RayFleet(crew, placement)
             pool = Pool(fleet, new, self.runners, limits)
         except BaseException:

@@ -42,21 +42,22 @@ class Crew:
 
     actor: their class, with `begin`, `collect` and `drop`. arguments: of a runner's `begin`, by its number.
     threads: how many orders it follows at a time. resolve: whether orders come with the parameters, or with
-    [a reference] to them. tend, close: of what serves the runners beside them.
+    [a reference] to them. fetch: whether trajectories come to this process; else references to them do.
+    beside: those that act for the runners, if they do not act themselves.
     """
 
     actor: type
     arguments: Callable[[int], tuple[Any, ...]]
     threads: int = 1
     resolve: bool = True
-    tend: Callable[[], None] = lambda: None
-    close: Callable[[], None] = lambda: None
+    fetch: bool = True
+    beside: PolicyActors | None = None
 
 
-def env_runners(recipe: Recipe, seed: int, size: int) -> Crew:
-    """Runners that act themselves."""
-    arguments = _put(recipe), seed, size
-    return Crew(actor=EnvRunner, arguments=lambda runner: arguments)
+def env_runners(recipe: Recipe, seed: int, size: int, *, sharded: bool = False, fetch: bool = True) -> Crew:
+    """Runners that act themselves. sharded: they divide fragments for replay shards. fetch: see `Crew`."""
+    arguments = _put(recipe), seed, size, sharded
+    return Crew(actor=EnvRunner, arguments=lambda runner: arguments, fetch=fetch)
 
 
 def steppers(experiment: Experiment, groups: int, size: int, count: int, cpus: float, gpus: float) -> Crew:
@@ -73,8 +74,7 @@ def steppers(experiment: Experiment, groups: int, size: int, count: int, cpus: f
         arguments=arguments,
         threads=AHEAD,
         resolve=False,
-        tend=actors.tend,
-        close=actors.close,
+        beside=actors,
     )
 
 
@@ -116,7 +116,8 @@ class RayFleet:
             self._runners[runner].drop.remote(group)
 
     def wait(self, tickets: Sequence[Ticket], timeout: float) -> list[Ticket]:
-        self._crew.tend()
+        if self._crew.beside is not None:
+            self._crew.beside.tend()
         if not tickets:
             sleep(min(timeout, 0.01))
             return []
@@ -136,7 +137,7 @@ class RayFleet:
         return value
 
     def fetch(self, trajectory: Any) -> Any:
-        return _get(trajectory)
+        return _get(trajectory) if self._crew.fetch else trajectory
 
     def kill(self, runner: int) -> None:
         actor, identity = self._runners.pop(runner, None), self._identity.pop(runner, None)
@@ -153,7 +154,8 @@ class RayFleet:
     def close(self) -> None:
         for runner in list(self._runners):
             self.kill(runner)
-        self._crew.close()
+        if self._crew.beside is not None:
+            self._crew.beside.close()
 
 
 def _put(given: Any) -> Any:

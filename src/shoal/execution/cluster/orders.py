@@ -28,7 +28,8 @@ class Report(NamedTuple):
     """A collected fragment without its trajectory.
 
     after: the group's state before its next fragment. info: means of the environments' own numbers.
-    spent: seconds in "env" and "act", and in "rebuild" where the group had to be built first.
+    spent: seconds in "env" and "act", in "rebuild" where the group had to be built first, and in "save".
+    seen: where the trajectory goes to a replay shard, what the learner must see of it (`parcels.Seen`).
     """
 
     group: int
@@ -38,10 +39,11 @@ class Report(NamedTuple):
     after: Any
     info: dict[str, float]
     spent: dict[str, float]
+    seen: Any = None
 
 
 class Delivery(NamedTuple):
-    """A fragment that arrived. trajectory: as the fleet's `fetch` takes it. runner: who collected it."""
+    """A fragment that arrived. trajectory: as the fleet's `fetch` gives it. runner: who collected it."""
 
     report: Report
     trajectory: Any
@@ -94,7 +96,8 @@ class Fleet(Protocol):
         ...
 
     def fetch(self, trajectory: Any) -> Any:
-        """The Trajectory. Raises RunnerLost where it went down with its node."""
+        """The Trajectory, or, where it goes to a replay shard, the `Stored` or a reference to it. Raises
+        RunnerLost where it went down with its node."""
         ...
 
     def kill(self, runner: int) -> None:

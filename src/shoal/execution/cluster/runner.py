@@ -13,20 +13,25 @@ from typing import TYPE_CHECKING, Any
 from shoal.execution.cluster.orders import Order, Report
 
 if TYPE_CHECKING:
+    from shoal.execution.cluster.parcels import Parcel
+    from shoal.execution.cluster.shards import Stored
     from shoal.execution.host import Host
     from shoal.recipe import Recipe
     from shoal.types import Trajectory
 
 
 class Collector:
-    """A Host that follows orders. What an env runner does, wherever it is."""
+    """A Host that follows orders. What an env runner does, wherever it is.
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    parcel: how fragments are divided that go to replay shards; None hands them to the learner whole.
+    """
+
+    def __init__(self, host: Host, parcel: Parcel | None = None) -> None:
+        self._host, self._parcel = host, parcel
         self._lease: dict[int, int] = {}
         self._version, self._params = -1, None
 
-    def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory]:
+    def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory | Stored]:
         import jax
 
         group, begun = order.group, perf_counter()
@@ -38,10 +43,14 @@ class Collector:
         if order.version != self._version:  # put on the device once, not for every row
             self._version, self._params = order.version, jax.device_put(params)
         trajectory, info, spent = self._host.collect(group, order.fragment, order.version, self._params)
-        spent = {**spent, "rebuild": rebuild if rebuilt else 0.0}
+        seen, handed = None, trajectory
+        if self._parcel is not None:
+            seen, handed = self._parcel(self._params, trajectory)
+        saving = perf_counter()
         after = self._host.save(group)
-        report = Report(group, order.fragment, order.lease, order.version, after, dict(info), spent)
-        return report, trajectory
+        spent = {**spent, "rebuild": rebuild if rebuilt else 0.0, "save": perf_counter() - saving}
+        report = Report(group, order.fragment, order.lease, order.version, after, dict(info), spent, seen)
+        return report, handed
 
     def drop(self, group: int) -> None:
         self._lease.pop(group, None)
@@ -55,8 +64,9 @@ class EnvRunner:
     """The Ray actor. It is ready when `begin` has returned: what goes wrong there reaches the driver as it
     is, which the error of a constructor does not."""
 
-    def begin(self, recipe: Recipe, seed: int, size: int) -> Any:
-        """Build the agent; returns the identity of this process (see `session.process_identity`)."""
+    def begin(self, recipe: Recipe, seed: int, size: int, sharded: bool = False) -> Any:
+        """Build the agent. sharded: fragments go to replay shards. Returns the identity of this process (see
+        `session.process_identity`)."""
         os.environ["JAX_PLATFORMS"] = "cpu"
         from shoal.execution.cluster.session import process_identity
         from shoal.runtime import configure
@@ -65,10 +75,15 @@ class EnvRunner:
         from shoal.execution.host import Host
         from shoal.recipe import Experiment
 
-        self._collector = Collector(Host(Experiment.of(recipe, seed), size))
+        experiment, parcel = Experiment.of(recipe, seed), None
+        if sharded:
+            from shoal.execution.cluster import parcels
+
+            parcel = parcels.parcel(experiment.agent, experiment.source.spec, size)
+        self._collector = Collector(Host(experiment, size), parcel)
         return process_identity()
 
-    def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory]:
+    def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory | Stored]:
         return self._collector.collect(order, params)
 
     def drop(self, group: int) -> None:

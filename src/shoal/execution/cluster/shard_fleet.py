@@ -1,0 +1,197 @@
+"""Where replay shards live: actors on Ray, or objects in this process. JAX is imported by the actor alone,
+after it has said that it wants no GPU.
+
+A shard follows its calls one after another. What goes in beside small things is given as the runner's own
+result, which Ray hands from one process to the other.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shoal.errors import ShoalError
+
+if TYPE_CHECKING:
+    from shoal.execution.cluster.shards import Shard
+
+
+class ShardLost(Exception):
+    """The shard is dead, or its node is."""
+
+
+class InputLost(Exception):
+    """The shard lives, but what it should have taken in is gone, with the node that held it."""
+
+
+class ShardFleet(Protocol):
+    """Shards by number. Only `wait` and `take` block."""
+
+    def start(self, shard: int) -> Any:
+        """A handle; `take` of it returns when the shard is ready."""
+        ...
+
+    def call(self, shard: int, method: str, *arguments: Any) -> Any:
+        """A handle for what that method of `Shard` gives, after all calls before it."""
+        ...
+
+    def put(self, value: Any) -> Any:
+        """A handle for something large that several calls may take in."""
+        ...
+
+    def wait(self, handles: Sequence[Any], timeout: float) -> set[Any]:
+        """Those that are answered, as soon as one is, or after `timeout` seconds."""
+        ...
+
+    def take(self, handle: Any) -> Any:
+        """The answer. Raises ShardLost, InputLost, ShoalError."""
+        ...
+
+    def kill(self, shard: int) -> None:
+        """End a shard at once, also one that is stopped. Harmless where it is dead."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class InlineShards:
+    """Shards in this process. make: gives an empty one."""
+
+    def __init__(self, make: Callable[[], Shard]) -> None:
+        self._make = make
+        self._shards: dict[int, Shard] = {}
+
+    def start(self, shard: int) -> Any:
+        self._shards[shard] = self._make()
+        return _Answer(None)
+
+    def call(self, shard: int, method: str, *arguments: Any) -> Any:
+        return _Answer(getattr(self._shards[shard], method)(*arguments))
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def wait(self, handles: Sequence[Any], timeout: float) -> set[Any]:
+        return set(handles)
+
+    def take(self, handle: Any) -> Any:
+        return handle.value
+
+    def kill(self, shard: int) -> None:
+        self._shards.pop(shard, None)
+
+    def close(self) -> None:
+        self._shards.clear()
+
+
+class _Answer:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class ReplayShard:
+    """The Ray actor around a `Shard`. It is ready when `hold` has returned."""
+
+    def begin(self, threads: int) -> None:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from shoal.runtime import configure
+
+        configure(threads)
+
+    def hold(self, layout: Any, form: Any) -> Any:
+        """Have an empty shard; returns the identity of this process (see `session.process_identity`)."""
+        from shoal.execution.cluster.session import process_identity
+        from shoal.execution.cluster.shards import Shard
+
+        self._shard = Shard(layout, form)
+        return process_identity()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._shard, method)(*arguments)
+
+
+class RayShards:
+    """Shards on Ray, spread over its nodes. They ask for no CPU of their own: they work when asked.
+
+    layout, form: as `Shard` takes them. threads: XLA's, of the experiment.
+    """
+
+    def __init__(self, layout: Any, form: Any, threads: int) -> None:
+        import ray
+
+        self._ray = ray
+        remote: Any = ray.remote(ReplayShard)
+        self._actor = remote.options(
+            num_cpus=0, num_gpus=0, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
+        )
+        self._layout, self._form, self._threads = layout, form, threads
+        self._shards: dict[int, Any] = {}
+        self._identity: dict[int, Any] = {}
+        self._starting: dict[Any, int] = {}
+
+    def start(self, shard: int) -> Any:
+        actor = self._shards[shard] = self._actor.remote()
+        actor.begin.remote(self._threads)
+        ready = actor.hold.remote(self._layout, self._form)
+        self._starting[ready] = shard
+        return ready
+
+    def call(self, shard: int, method: str, *arguments: Any) -> Any:
+        return self._shards[shard].call.remote(method, *arguments)
+
+    def put(self, value: Any) -> Any:
+        return self._ray.put(value)
+
+    def wait(self, handles: Sequence[Any], timeout: float) -> set[Any]:
+        if not handles:
+            return set()
+        wait = self._ray.wait
+        ready, rest = wait(list(handles), num_returns=1, timeout=timeout, fetch_local=False)
+        if ready and rest:
+            ready += wait(rest, num_returns=len(rest), timeout=0, fetch_local=False)[0]
+        return set(ready)
+
+    def take(self, handle: Any) -> Any:
+        from ray.exceptions import RayActorError, RayError, RayTaskError
+
+        try:
+            value = self._ray.get(handle)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, ShoalError):
+                raise ShoalError(str(cause)) from None
+            if isinstance(cause, RayError):
+                raise InputLost(_first_line(cause)) from None
+            raise ShoalError(f"a replay shard failed: {type(cause).__name__}: {cause}") from error
+        except RayActorError as error:
+            raise ShardLost(_first_line(error)) from None
+        except RayError as error:
+            raise InputLost(_first_line(error)) from None
+        shard = self._starting.pop(handle, None)
+        if shard is not None:
+            self._identity[shard] = value
+        return value
+
+    def kill(self, shard: int) -> None:
+        from shoal.execution.cluster.session import kill_process
+
+        actor, identity = self._shards.pop(shard, None), self._identity.pop(shard, None)
+        if actor is None:
+            return
+        self._ray.kill(actor)
+        if identity is not None:  # Ray lets go of a stopped process, but does not end it
+            threading.Thread(target=kill_process, args=identity, daemon=True).start()
+
+    def identities(self) -> dict[int, Any]:
+        """Of every shard that has been ready: its node, process number and start time."""
+        return dict(self._identity)
+
+    def close(self) -> None:
+        for shard in list(self._shards):
+            self.kill(shard)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
