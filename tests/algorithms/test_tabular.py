@@ -149,7 +149,7 @@ def test_double_q_learning_values_each_tables_choice_by_the_other() -> None:
 
 
 @pytest.mark.as_in_use
-@pytest.mark.parametrize("name", ["double", "sarsa"])
+@pytest.mark.parametrize("name", ["double", pytest.param("sarsa", marks=pytest.mark.slow)])
 def test_local_and_compiled_give_the_same_bits(name: str) -> None:
     env = MDPEnv(random_mdp(6, 3, 3, gamma=0.9, seed=0, terminals=1), max_steps=20)
     experiment = Experiment.of(Recipe(algorithm=ALGORITHMS[name], env={"env": env}), seed=0)
