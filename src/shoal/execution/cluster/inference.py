@@ -152,7 +152,7 @@ class PolicyActors:
 
     def __init__(
         self,
-        recipe: Any,
+        recipe: Recipe,
         size: int,
         count: int,
         most: int,

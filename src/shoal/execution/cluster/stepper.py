@@ -30,16 +30,27 @@ class Stepper:
     """
 
     def begin(self, env: Mapping[str, Any], rows: int, carry: Any, seed: int, size: int, policy: Any) -> Any:
-        """env: the arguments of `resolve`. rows: of a fragment. carry: the memory of a fresh group. policy:
-        the policy actor. Returns the identity of this process."""
+        """policy: the policy actor; for the rest see `prepare`. Returns the identity of this process."""
         from shoal.execution.cluster.session import process_identity
 
+        self.prepare(env, rows, carry, seed, size, _asking(policy))
+        return process_identity()
+
+    def prepare(
+        self,
+        env: Mapping[str, Any],
+        rows: int,
+        carry: Any,
+        seed: int,
+        size: int,
+        ask: Callable[[Ask], Answer],
+    ) -> None:
+        """env: the arguments of `resolve`. rows: of a fragment. carry: the memory of a fresh group."""
         self._source = resolve(**env)
         self._rows, self._fresh, self._seed, self._size = rows, carry, seed, size
-        self._ask = _asking(policy)
+        self._ask = ask
         self._hosted: dict[int, _Hosted] = {}
         self._opening = Lock()
-        return process_identity()
 
     def collect(self, order: Order, params: list[Any]) -> tuple[Report, Trajectory]:
         number, size, begun = order.group, self._size, perf_counter()
