@@ -164,7 +164,15 @@ def normalize_observations(agent: Agent, spec: EnvSpec, clip: float = 10.0) -> A
         state = agent.observe(state, inner(state, trajectory))
         return state._replace(extra={**state.extra, "observation_stats": stats})
 
-    return _rebuilt(agent, init=init, policy=policy, act=act, batches=batches, observe=observe)
+    first_priority = agent.priority
+
+    def priority(params: Params, trajectory: Trajectory) -> Array:
+        assert first_priority is not None
+        seen = _normalized(trajectory.obs, params["observation_stats"])
+        return first_priority(params["agent"], trajectory._replace(obs=seen))
+
+    parts = {"init": init, "policy": policy, "act": act, "batches": batches, "observe": observe}
+    return _rebuilt(agent, **parts, priority=None if first_priority is None else priority)
 
 
 def scale_rewards(agent: Agent, discount: float, clip: float = 10.0) -> Agent:
@@ -216,10 +224,11 @@ def scale_rewards(agent: Agent, discount: float, clip: float = 10.0) -> Agent:
         state = agent.observe(state, inner(trajectory, stats))
         return state._replace(extra={**state.extra, "reward_stats": stats})
 
-    return _rebuilt(agent, init=init, begin=begin, act=act, batches=batches, observe=observe)
+    # What acts does not know the scale, so that first priorities would be of other rewards.
+    return _rebuilt(agent, init=init, begin=begin, act=act, batches=batches, observe=observe, priority=None)
 
 
-def _rebuilt(agent: Agent, **parts: Callable[..., Any]) -> Agent:
+def _rebuilt(agent: Agent, **parts: Callable[..., Any] | None) -> Agent:
     """The agent with some of its functions replaced, and `learn` derived from the result."""
     new = dataclasses.replace(agent, **parts)
     observe = None if isinstance(agent.plan, Replay) else new.observe

@@ -256,6 +256,8 @@ class ShardPool:
         """Have a shard with all that it should have."""
         shard = self._shards[s]
         self._sent(s, _Call(self._fleet.start(s), lambda _: None, slow=True))
+        if shard.rankings:  # first of all for the highest, which rows without a first priority get
+            self._call(s, "rank", shard.rankings, answered=lambda _: None, slow=True)
         for g, group in self._groups.items():
             if group.shard == s:
                 if group.base is not None:
