@@ -6,8 +6,11 @@ the library itself recommends for this environment; "default": the library's def
 max_grad_norm, hidden, activation, steps (upper bound of environment steps), seconds (of measured time,
 None: no bound), target (mean return at which the run ends), wall (seconds from process start after which
 it ends at the latest), threads (of the numeric library; None: its default), cache ("cold": nothing compiled
-before; "warm": a persistent compilation cache that an earlier run has filled), runners (RLlib), chunk
-(rejax: iterations per call), vector (Shoal: Gymnasium's own vector version of the environment).
+before; "warm": a persistent compilation cache that an earlier run has filled), runners (env runners on Ray),
+chunk (rejax: iterations per call), vector (Shoal: Gymnasium's own vector version of the environment).
+Optional: shared (policy and value share hidden layers), normalize (running statistics of observations),
+learners (RLlib's learner actors; 0 learns in the driver), groups, per_update (Shoal's Cluster), staleness
+(IMPALA), sleep (seconds that a step of the environment "Sleeping" takes).
 
 Algorithms that learn from a replay (algorithm "dqn" or "sac", where "ppo" is the rest) have instead: batch,
 train_every (environment steps for one gradient step), rows (that each environment acts between two calls
@@ -89,6 +92,45 @@ SAC = {
     "threads": None,
 }
 TO_TARGET = {**EQUAL, "preset": "own", "target": 475.0, "seconds": None, "steps": 500_000}
+RUNNERS = {**EQUAL, "envs": 8, "runners": 2}
+# What RLlib's tuned example for PPO asks for (its layer of 32 is linear), 500 rows of 8 environments.
+TUNED = {
+    "rows": 500,
+    "epochs": 6,
+    "minibatches": 32,
+    "learning_rate": 3e-4,
+    "value": 0.01,
+    "hidden": [32],
+    "shared": True,
+}
+# What RLlib's tuned example for IMPALA asks for: 500 steps for an update are 512 of 16 environments here.
+IMPALA = {
+    **RUNNERS,
+    "algorithm": "impala",
+    "envs": 32,
+    "rows": 32,
+    "epochs": 1,
+    "minibatches": 1,
+    "learning_rate": 5e-4,
+    "gae_lambda": 1.0,
+    "value": 0.05,
+    "max_grad_norm": 40.0,
+    "hidden": [256, 256],
+    "shared": True,
+    "normalize": True,
+    "staleness": 4,
+    "per_update": 1,
+}
+SLEEPING = {
+    "env": "Sleeping",
+    "sleep": 1e-3,
+    "envs": 8,
+    "groups": 2,
+    "rows": 64,
+    "hidden": [64, 64],
+    "shared": False,
+    "normalize": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +353,59 @@ CASES: dict[str, Case] = {
                 "Shoal, 1 row": Entry.of("shoal_compiled"),
             },
             baseline="rejax",
+        ),
+        Case(
+            name="ppo-cartpole-2-runners",
+            suite="cluster",
+            title="PPO, Gymnasium CartPole-v1, 2 env runners with 4 environments each, 1 thread a process. "
+            "RLlib's tuned example: 4,000 steps, 6 epochs, minibatches of 128, one linear layer of 32 shared "
+            "with the value; in Shoal the same with minibatches of 125 and a tanh layer. Equal work: 1,024 "
+            "steps, 4 epochs of 4 minibatches, two 64x64 tanh networks",
+            work=RUNNERS,
+            entries={
+                "RLlib, tuned example": Entry.of("rllib", preset="own"),
+                "RLlib, equal work": Entry.of("rllib"),
+                "RLlib, 4,000 steps, 4 epochs of 4 minibatches": Entry.of("rllib", rows=500),
+                "Shoal, tuned example's work": Entry.of("shoal_cluster", **TUNED),
+                "Shoal, equal work": Entry.of("shoal_cluster"),
+                "Shoal, equal work, warm cache": Entry.of("shoal_cluster", cache="warm"),
+                "Shoal, 4,000 steps, 4 epochs of 4 minibatches": Entry.of("shoal_cluster", rows=500),
+                "`ray.init()` alone": Entry.of("shoal_ray"),
+            },
+            baseline="RLlib, tuned example",
+        ),
+        Case(
+            name="impala-cartpole-2-runners",
+            suite="cluster",
+            title="IMPALA, Gymnasium CartPole-v1, 2 env runners with 16 environments each, as RLlib's tuned "
+            "example has it: 500 steps for an update, two 256x256 tanh layers shared with the value, "
+            "observations normalised (Shoal: 512 steps). Without these: two 64x64 tanh networks, no "
+            "normalisation, minibatches of 4 environments (Shoal alone, as benchmarks/learning.toml has it)",
+            work=IMPALA,
+            entries={
+                "RLlib, tuned example, 1 learner": Entry.of("rllib", preset="own", learners=1),
+                "RLlib, tuned example, learning in the driver": Entry.of("rllib", preset="own"),
+                "Shoal, tuned example's work": Entry.of("shoal_cluster"),
+                "Shoal, its own settings": Entry.of(
+                    "shoal_cluster", rows=16, minibatches=4, hidden=[64, 64], shared=False, normalize=False
+                ),
+            },
+            baseline="RLlib, tuned example, 1 learner",
+        ),
+        *(
+            Case(
+                name=f"{algorithm}-sleeping",
+                suite="cluster",
+                title=f"{algorithm.upper()}, 8 environments in 2 groups whose steps sleep 1 ms, fragments of "
+                "64 rows",
+                work={**work, **SLEEPING, "algorithm": algorithm},
+                entries={
+                    "1 runner": Entry.of("shoal_cluster", runners=1),
+                    "2 runners": Entry.of("shoal_cluster", runners=2),
+                },
+                baseline="1 runner",
+            )
+            for algorithm, work in (("ppo", RUNNERS), ("impala", IMPALA))
         ),
     )
 }

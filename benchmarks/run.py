@@ -1,6 +1,6 @@
 """Run peers and Shoal in turn on the same work, in one session, and write a table.
 
-    python benchmarks/run.py speed              one suite (speed, target, compiled, values) or `all`
+    python benchmarks/run.py speed              one suite (speed, target, compiled, values, cluster) or `all`
     python benchmarks/run.py speed --only ppo-cartpole-8 --peers sb3,shoal --repeats 3
 
 Every peer lives in its own virtual environment under .venvs/, made on first use (peers.py). Runs go one at
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ from peers import PEERS, ROOT, install
 
 HERE = Path(__file__).resolve().parent
 SHOAL_PACKAGES = ("shoal", "jax", "jaxlib", "gymnasium", "numpy", "optax")
+WITH_RAY = ("shoal_cluster", "shoal_ray")
 Result = dict[str, Any]
 
 
@@ -44,7 +46,7 @@ def command(entry: Entry, work: dict[str, Any]) -> list[str]:
     if entry.library.startswith("shoal"):
         python = ROOT / ".venv" / "bin" / "python"
         prefix = [str(python) if python.exists() else sys.executable, str(HERE / "shoal_driver.py")]
-        packages: Sequence[str] = SHOAL_PACKAGES
+        packages: Sequence[str] = SHOAL_PACKAGES + (("ray",) if entry.library in WITH_RAY else ())
     else:
         peer = PEERS[entry.library]
         prefix, packages = [str(peer.python), str(HERE / peer.driver)], peer.packages
@@ -84,9 +86,9 @@ def run_once(entry: Entry, work: dict[str, Any], cache: Path, timeout: float) ->
             text=True,
             start_new_session=True,
         )
-        peak = (
-            PeakMemory(process.pid) if PEERS.get(entry.library) and PEERS[entry.library].processes else None
-        )
+        peer = PEERS.get(entry.library)
+        several = entry.library in WITH_RAY or (peer is not None and peer.processes)
+        watch = Watch(process.pid) if several else None
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -97,12 +99,13 @@ def run_once(entry: Entry, work: dict[str, Any], cache: Path, timeout: float) ->
             end(process.pid)
             raise
         finally:
-            total = peak.stop() if peak else None
+            if watch:
+                watch.stop()
     lines = [line for line in out.splitlines() if line.startswith("BENCH ")]
     if not lines:
         return {"error": (err.strip().splitlines() or ["no output"])[-1], "load_before": load}
     result = json.loads(lines[-1].removeprefix("BENCH ")) | {"load_before": load}
-    return result | {"peak_mb": total} if total else result
+    return result | watch.figures(result) if watch else result
 
 
 def end(pid: int) -> None:
@@ -112,22 +115,53 @@ def end(pid: int) -> None:
             os.kill(each, signal.SIGKILL)
 
 
-class PeakMemory:
-    """The largest sum of the memory (PSS, MB) of a process and all below it, looked at each second."""
+class Watch:
+    """The memory (PSS) and the processor time of a process and all below it, looked at twice a second."""
 
     def __init__(self, pid: int) -> None:
-        self._pid, self._peak, self._end = pid, 0.0, threading.Event()
+        self._pid, self._began, self._end = pid, time.monotonic(), threading.Event()
+        self._cpu: dict[int, float] = {}  # of each process, when it was last seen
+        self._seen = [(0.0, 0.0)]  # (seconds since the start, processor seconds of all)
+        self.peak_mb = 0.0
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._end.wait(1.0):
-            self._peak = max(self._peak, sum(pss_mb(pid) for pid in tree(self._pid)))
+        while not self._end.wait(0.5):
+            processes = tree(self._pid)
+            self._cpu |= {pid: seconds for pid in processes if (seconds := cpu_seconds([pid]))}
+            self._seen.append((time.monotonic() - self._began, sum(self._cpu.values())))
+            self.peak_mb = max(self.peak_mb, sum(pss_mb(pid) for pid in processes))
 
-    def stop(self) -> float:
+    def stop(self) -> None:
         self._end.set()
         self._thread.join()
-        return self._peak
+
+    def cpu_at(self, seconds: float) -> float:
+        """Processor seconds used until then; between two looks, in proportion."""
+        for (t0, c0), (t1, c1) in itertools.pairwise(self._seen):
+            if t1 >= seconds:
+                return c0 + (c1 - c0) * (seconds - t0) / (t1 - t0)
+        return self._seen[-1][1]
+
+    def figures(self, result: Result) -> Result:
+        """What this adds to a driver's own figures, which only know the driver's process."""
+        first, last = result["first_iteration_seconds"], result["seconds"]
+        found: Result = {"peak_mb": self.peak_mb, "cpu_seconds_to_first": self.cpu_at(first)}
+        if result["steps_per_second"] and last > first:
+            steps = result["steps_per_second"] * (last - first)
+            found["steps_per_cpu_second"] = steps / (self.cpu_at(last) - self.cpu_at(first))
+        return found
+
+
+def cpu_seconds(processes: Sequence[int]) -> float:
+    """The processor time of these processes, all their threads together (Linux)."""
+    ticks = 0
+    for pid in processes:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def tree(root: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Shoal on one case, in process or compiled, or the whole `shoal train` command; see driver.py."""
+"""Shoal on one case: in process, compiled, on a cluster, or all of `shoal train`; see driver.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(case: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the algorithm."""
     if case["preset"] == "default":
         return {}
-    return {"ppo": ppo, "dqn": dqn, "sac": sac}[case["algorithm"]](case)
+    return {"ppo": ppo, "impala": impala, "dqn": dqn, "sac": sac}[case["algorithm"]](case)
 
 
 def replayed(case: dict[str, Any]) -> dict[str, Any]:
@@ -59,9 +59,8 @@ def sac(case: dict[str, Any]) -> dict[str, Any]:
     return {**replayed(case), "tau": case["tau"]}
 
 
-def ppo(case: dict[str, Any]) -> dict[str, Any]:
-    if case["preset"] == "own":
-        return OWN[case["envs"]]
+def on_policy(case: dict[str, Any]) -> dict[str, Any]:
+    """What PPO and IMPALA have in common."""
     return {
         "rollout_length": case["rows"],
         "epochs": case["epochs"],
@@ -69,32 +68,63 @@ def ppo(case: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": case["learning_rate"],
         "discount": case["gamma"],
         "gae_lambda": case["gae_lambda"],
-        "clip": case["clip"],
         "entropy_coefficient": case["entropy"],
         "value_coefficient": case["value"],
         "max_grad_norm": case["max_grad_norm"],
         "hidden": tuple(case["hidden"]),
         "activation": case["activation"],
+        "shared": case.get("shared", False),
     }
 
 
-def in_process(run: Run, compiled: bool) -> None:
+def ppo(case: dict[str, Any]) -> dict[str, Any]:
+    if case["preset"] == "own":
+        return OWN[case["envs"]]
+    return {**on_policy(case), "clip": case["clip"]}
+
+
+def impala(case: dict[str, Any]) -> dict[str, Any]:
+    return {**on_policy(case), "staleness": case["staleness"]}
+
+
+def executor(case: dict[str, Any]) -> Any:
+    """Where the case's library runs it."""
+    from shoal import Cluster, Compiled, Local
+
+    if case["library"] == "shoal_cluster":
+        where = {name: case[name] for name in ("groups", "per_update") if name in case}
+        return Cluster(runners=case["runners"], envs=case["envs"], **where)
+    return (Compiled if case["library"] == "shoal_compiled" else Local)(envs=case["envs"])
+
+
+def environment(case: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(what the Trainer is given, its settings)."""
+    if case["env"] == "Sleeping":
+        from cluster_env import Sleeping
+
+        return Sleeping, {"seconds": case["sleep"]}
+    return ("jax:" if case["library"] == "shoal_compiled" else "") + case["env"], {}
+
+
+def training(run: Run) -> None:
     """`Trainer.train` in a loop, as a user would write it."""
     case, keywords = run.case, settings(run.case)
     import shoal
-    from shoal import Compiled, Local, Trainer
+    from shoal import Trainer
 
     threads = case["threads"] or 1
-    env, on = ("jax:" + case["env"], Compiled) if compiled else (case["env"], Local)
-    vector = case.get("vector", False)
+    on, (env, env_kwargs) = executor(case), environment(case)
+    vector, normalize = case.get("vector", False), case.get("normalize", False)
     algorithm = getattr(shoal, case["algorithm"].upper())
     trainer = Trainer(
         algorithm(**keywords),
         env,
         seed=case["seed"],
-        on=on(envs=case["envs"]),
+        on=on,
         threads=threads,
         vector=vector,
+        env_kwargs=env_kwargs,
+        normalize_observations=normalize,
     )
     run.mark(0)
     done = False
@@ -104,16 +134,34 @@ def in_process(run: Run, compiled: bool) -> None:
         done = run.mark(result["env_steps"], mean)
     run.report(
         {
-            "env": env,
-            "on": on.__name__,
+            "env": case["env"],
+            "on": repr(on),
             "envs": case["envs"],
             "vector": vector,
+            "normalize_observations": normalize,
             "threads": threads,
             **keywords,
         },
         timing={k: v for k, v in result.items() if k.startswith("timing/")},
+        **({"steps_per_cpu_second": None} if case["library"] == "shoal_cluster" else {}),
     )
     trainer.close()
+
+
+def ray_alone(run: Run) -> None:
+    """Nothing but the start of Ray, as a program of ours would call it."""
+    run.mark(0)
+    import ray
+
+    ray.init(num_cpus=run.case["runners"], include_dashboard=False, log_to_driver=False)
+    run.mark(1)
+    run.report(
+        {"num_cpus": run.case["runners"]},
+        steps_per_second=None,
+        steps_per_cpu_second=None,
+        steps_per_second_with_start=None,
+    )
+    ray.shutdown()
 
 
 def command(run: Run) -> None:
@@ -186,5 +234,7 @@ if __name__ == "__main__":
         command(run_)
     elif run_.case["library"] == "shoal_matmul":
         matmul(run_)
+    elif run_.case["library"] == "shoal_ray":
+        ray_alone(run_)
     else:
-        in_process(run_, compiled=run_.case["library"] == "shoal_compiled")
+        training(run_)
