@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Literal
 
 import pytest
 
-from shoal import cli, cli_list, cli_options, cli_train
+from shoal import Cluster, Local, cli, cli_cluster, cli_list, cli_options, cli_train
 from shoal.errors import ShoalError
 
 TINY = ("--rollout-length", "16", "--epochs", "1", "--minibatches", "1", "--hidden", "8", "--envs", "2")
@@ -197,6 +198,27 @@ class TestTheProgram:
             (["train", "ppo", "CartPole-v1", "--envs", "3", "--groups", "2"], "groups"),
             (["train", "ppo", "CartPole-v1", "--on", "compiled"], "jax:CartPole-v1"),
             (["train", "ppo", "CartPole-v1", "--seeds", "0", "1"], "--on compiled"),
+            (
+                ["train", "ppo", "CartPole-v1", "--runners", "3"],
+                "--runners is for --on cluster, and this run",
+            ),
+            (
+                ["train", "ppo", "jax:CartPole-v1", "--on", "compiled", "--inline"],
+                "--inline is for --on cluster",
+            ),
+            (
+                ["train", "ppo", "CartPole-v1", "--on", "cluster", "--runners", "0"],
+                "runners must be at least 1",
+            ),
+            (
+                ["train", "ppo", "CartPole-v1", "--on", "cluster", "--groups", "3"],
+                "groups=3 must divide envs=8",
+            ),
+            (
+                ["train", "ppo", "CartPole-v1", "--on", "cluster", "--inline", "--resources", "far"],
+                "NAME=AMOUNT",
+            ),
+            (["train", "ppo", "CartPole-v1", "--on", "cluster", "--address", "here"], "give it as host:port"),
             (["train", "ppo", "X", "--on", "compiled", "--seeds", "0", "--seconds", "9"], "the same --steps"),
             (["train", "ppo", "CartPole-v1", "--env-kwargs", "gravity"], "key=value"),
             (["train", "ppo", "CartPole-v1", "--env-kwargs", "gravty=1"], "gravty"),
@@ -235,6 +257,46 @@ class TestTheProgram:
             folder.mkdir()
             names.append(folder.name)
         assert names == ["ALE-Pong-v5-ppo-0", "ALE-Pong-v5-ppo-0-2", "ALE-Pong-v5-ppo-0-3"]
+
+    def test_every_setting_of_a_cluster_is_a_flag(self) -> None:
+        settings = {field.name for field in dataclasses.fields(Cluster)}
+        assert settings == {f.name for f in dataclasses.fields(cli_options.OnCluster)} | {"envs", "groups"}
+        flags = ["--runners", "3", "--resources", "far=2", "a=0.5", "--inline", "--cpus", "0.5"]
+        parsed = cli_options.parse(cli_options.TRAIN, ["E", *flags], "", "")["cluster"]
+        given = {"runners": 3, "resources": {"far": 2.0, "a": 0.5}, "inline": True, "cpus": 0.5}
+        assert cli_cluster.settings(parsed) == given
+
+    def test_ray_is_begun_as_it_will_be_asked_for(self, tmp_path: Path) -> None:
+        """Told from the arguments before anything that takes long is imported, and never where in doubt."""
+        wanted = cli_cluster._wanted
+        run = ["ppo", "E", "--steps", "9", "--on=cluster", "--runners", "3", "--cpus", "0.5", "--groups", "6"]
+        assert wanted("train", run) == Cluster(runners=3, groups=3, cpus=0.5, envs=3)
+        assert wanted("train", [*run, "--resources", "far=1", "--address", "h:1"]) == Cluster(
+            runners=3, groups=3, cpus=0.5, envs=3, address="h:1", resources={"far": 1.0}
+        )
+        for no in (["ppo", "E"], [*run, "--help"], [*run, "--runners", "x"], [*run, "--runners", "0"]):
+            assert wanted("train", no) is None
+        was = {"name": "cluster", "runners": 2, "envs": 8, "groups": 4, "cpus": 2.0}
+        (tmp_path / "config.json").write_text(json.dumps({"on": was}))
+        assert wanted("resume", [str(tmp_path), "--runners", "4"]) == Cluster(
+            runners=4, groups=4, envs=4, cpus=2.0
+        )
+        assert wanted("resume", [str(tmp_path), "--on", "local"]) is None
+        assert wanted("resume", [str(tmp_path / "nowhere")]) is None
+
+    def test_where_a_run_goes_on(self) -> None:
+        def moved(was: dict[str, object], *flags: str) -> object:
+            parsed = cli_options.parse(cli_options.RESUME, ["RUN", *flags], "", "")
+            return cli_cluster.moved(parsed["cluster"], parsed["resume"].on, was)
+
+        local = {"name": "local", "envs": 8, "groups": 4}
+        cluster = {**local, "name": "cluster", "runners": 2, "address": "a:1"}
+        assert moved(local) is None and moved(cluster) is None
+        assert moved(local, "--on", "cluster") == Cluster(envs=8, groups=4)
+        assert moved(cluster, "--on", "local") == Local(envs=8, groups=4)
+        assert moved(cluster, "--runners", "4") == Cluster(runners=4, envs=8, groups=4, address="a:1")
+        with pytest.raises(ShoalError, match="--runners is for --on cluster, and this run is on local"):
+            moved(local, "--runners", "4")
 
     def test_show(self, capsys: pytest.CaptureFixture[str]) -> None:
         run("show", "ppo")

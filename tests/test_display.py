@@ -99,6 +99,22 @@ class TestPanel:
         for part in ("env 50%", "act 25%", "learn 25%", "10 episodes", "hold on"):
             assert part in shown, part
 
+    def test_a_row_for_each_role(self) -> None:
+        figures = {
+            "runners": 2,
+            "runners_idle": 0.25,
+            "restarts": 3,
+            "moves": 0,
+            "fragments_per_second": 12.3,
+        }
+        last = row(200, 2.0, 1.0, collect=0.75, learn=0.25, **figures)
+        shown = text_of(display.panel([row(100, 1.0, 1.0), last], Goal(steps=1000), "t", ascii_only=True))
+        assert "runners" in shown and "2 alive  12.3 fragments/s  idle 25%  restarts 3" in shown
+        assert "moves" not in shown and "shards" not in shown
+        assert "collect 75%" in shown and "#" * 24 + "-" * 8 in shown
+        assert "runners 2 (restarts 3)" in display.line([last], Goal())
+        assert "runners" not in display.line([row(100, 1.0)], Goal())
+
     def test_before_the_first_result(self) -> None:
         assert "compiling" in text_of(display.panel([], Goal(steps=10), "t"))
 

@@ -116,10 +116,21 @@ def check_make(words: list[str]) -> None:
     assert words and all(word in targets for word in words if "=" not in word), words
 
 
+def check_ray(words: list[str]) -> None:
+    """Parsed as Ray's own program parses it."""
+    from ray.scripts.scripts import cli as group
+
+    command: Any = group
+    while hasattr(command, "commands"):
+        name, *words = words
+        command = command.commands[name]
+    command.make_context(command.name, words)
+
+
 def check_pip(words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert words[0] == "install"
-    for wanted in re.findall(r"\[([^\]]*)\]", " ".join(words)):
+    for wanted in re.findall(r"(?<!ray)\[([^\]]*)\]", " ".join(words)):
         assert set(wanted.split(",")) <= set(extras), wanted
 
 
@@ -131,6 +142,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "shoal": check_shoal,
     "make": check_make,
     "pip": check_pip,
+    "ray": check_ray,
     "python": check_python,
 }
 

@@ -62,8 +62,10 @@ def _wanted(command: str, arguments: Sequence[str]) -> Cluster | None:
 
 def settings(options: OnCluster) -> dict[str, Any]:
     """Cluster's arguments that were given as flags."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    given = {name: value for name, value in given.items() if value not in (None, (), False)}
+    flags = {
+        field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)
+    }
+    given = {name: value for name, (value, default) in flags.items() if value != default}
     return given | ({"resources": amounts(given["resources"])} if "resources" in given else {})
 
 
