@@ -24,6 +24,7 @@ from shoal.recipe import Experiment, Recipe
 AHEAD = 2  # orders that a stepper follows at a time: one asks, the other steps
 
 
+NO_GROUP = -1
 FETCH_SECONDS = 10.0  # for a report, which is small, once its trajectory is here
 
 
@@ -63,7 +64,8 @@ def env_runners(recipe: Recipe, seed: int, size: int, *, sharded: bool = False, 
 def steppers(experiment: Experiment, groups: int, size: int, count: int, cpus: float, gpus: float) -> Crew:
     """Runners that step environments, and `count` policy actors that act for them."""
     recipe, agent = experiment.recipe, experiment.agent
-    actors = PolicyActors(_put(recipe), size, count, groups, cpus, gpus, kill_process)
+    _put(recipe)  # for its error; an actor that is restarted needs the value, for references end
+    actors = PolicyActors(recipe, size, count, groups, cpus, gpus, kill_process)
     env, fresh = _put(dict(recipe.env)), jax.device_get(agent.begin(size))
 
     def arguments(runner: int) -> tuple[Any, ...]:
@@ -111,6 +113,9 @@ class RayFleet:
         report, trajectory = self._runners[runner].collect.options(num_returns=2).remote(order, params)
         return Ticket(report, trajectory)
 
+    def ping(self, runner: int) -> Ticket:
+        return Ticket(self._runners[runner].drop.remote(NO_GROUP))
+
     def drop(self, runner: int, group: int) -> None:
         if runner in self._runners:
             self._runners[runner].drop.remote(group)
@@ -122,7 +127,7 @@ class RayFleet:
             sleep(min(timeout, 0.01))
             return []
         # With its trajectory on this node an answer is there: fetching never waits for a node that is silent.
-        by_ref = {ticket.trajectory or ticket.report: ticket for ticket in tickets}
+        by_ref = {t.report if t.trajectory is None else t.trajectory: t for t in tickets}
         refs = list(by_ref)
         ready, rest = ray.wait(refs, num_returns=1, timeout=timeout)
         if ready and rest:

@@ -36,6 +36,9 @@ class InlineFleet:
 
         return Ticket(collect, made)
 
+    def ping(self, runner: int) -> Ticket:
+        return Ticket(lambda: None)
+
     def drop(self, runner: int, group: int) -> None:
         self._runners[runner].drop(group)
 

@@ -83,6 +83,10 @@ class Fleet(Protocol):
 
     def send(self, runner: int, order: Order, params: Any) -> Ticket: ...
 
+    def ping(self, runner: int) -> Ticket:
+        """`take` of the ticket returns when the runner has done what it was sent before."""
+        ...
+
     def drop(self, runner: int, group: int) -> None:
         """Let the runner close a group."""
         ...

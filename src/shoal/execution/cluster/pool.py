@@ -2,11 +2,11 @@
 
     publish(version, parameters), order(group, fragment) ... -> deliveries() -> [Delivery, ...]
 
-It knows runners, groups and orders as plain data, and the runners themselves through a `Fleet`. Every group
-has a home, the runner that hosts it. A lost runner's groups find a new home at once and begin again from
-their state before the fragment under way, so that nothing is lost and nothing delivered twice; a replacement
-is started beside that. Losses are found by the fleet's word, or, where a runner is silent, by a deadline that
-follows the time that fragments took of late.
+It knows runners, groups and orders as plain data (`roster`), and the runners themselves through a `Fleet`.
+Every group has a home, the runner that hosts it (`balance` says which). A lost runner's groups find a new
+home at once and begin again from their state before the fragment under way, so that nothing is lost and
+nothing delivered twice; a replacement is started beside that. Losses are found by the fleet's word, or, where
+a runner is silent, by a deadline that follows the time that fragments took of late (`deadlines`).
 """
 
 from __future__ import annotations
@@ -14,81 +14,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.execution.cluster.balance import Load, better_homes, place
+from shoal.execution.cluster.balance import Seat, better_homes, loads_of, seats
+from shoal.execution.cluster.deadlines import Usual, Watch, allowed
 from shoal.execution.cluster.orders import CollectFailed, Delivery, Fleet, Order, Report, RunnerLost, Ticket
+from shoal.execution.cluster.roster import NOWHERE, Counts, Group, Limits, Runner, Sent, alone, wait_again
 
-START_SECONDS = 120.0  # until a runner must be ready; and a group's first fragment there be done
-SLACK_SECONDS = 3.0  # what every deadline allows beyond a multiple of what is usual
+__all__ = ["Counts", "Limits", "Pool"]
+
 AHEAD = 2  # orders that a runner holds: one that it works on, one more
 REBALANCE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """patience: a runner that takes so many times the longest fragment of late, and 3 s, is taken for hung.
-    strikes: how often in a row a group may raise, or take down a runner that it has for itself. give_up: go
-    on without such a group, as long as there are others, in the place of stopping."""
-
-    patience: float = 10.0
-    strikes: int = 3
-    give_up: bool = False
-
-
-@dataclass
-class _Group:
-    saved: Any  # its state before the next fragment that has not been delivered; None: new
-    home: int | None = None
-    target: int | None = None  # where it moves as soon as nothing of it is under way
-    lease: int = 0
-    waiting: deque[int] = field(default_factory=deque)  # fragments
-    under_way: int = 0
-    strikes: int = 0
-    suspicion: int = 0  # how often in a row it was at work on a runner, among others, that died
-    first_error: str = ""
-    given_up: bool = False
-
-    @property
-    def suspect(self) -> bool:
-        """It shall be alone on a runner, so that it is known whether it is to blame."""
-        return self.suspicion >= 2
-
-
-class _Sent(NamedTuple):
-    ticket: Ticket
-    group: int
-    fragment: int
-
-
-@dataclass
-class _Runner:
-    ticket: Ticket | None  # of its start; None once it is ready
-    begun: float  # when it began what it is at now
-    sent: deque[_Sent] = field(default_factory=deque)
-    opened: set[int] = field(default_factory=set)
-    seconds: float | None = None  # a fragment's, here, of late
-    idle: float = 0.0
-    retiring: bool = False
-
-    @property
-    def live(self) -> bool:
-        return self.ticket is None
-
-
-@dataclass
-class Counts:
-    """What has happened so far: fragments delivered, runners started anew, groups moved, runners found hung,
-    fragments whose environments raised, results that came too late."""
-
-    delivered: int = 0
-    restarts: int = 0
-    moves: int = 0
-    hung: int = 0
-    raised: int = 0
-    late: int = 0
+AGREED = 3  # so many looks in a row must find moves worthwhile: measured times are noisy
+RETRY_SECONDS = 30.0  # between attempts to start a runner, after some that failed
+EVENTS = 500  # are kept until somebody takes them
 
 
 class Pool:
@@ -103,16 +43,17 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet, self._limits, self._clock = fleet, limits, clock
-        self._groups = {number: _Group(saved) for number, saved in groups.items()}
-        self._runners: dict[int, _Runner] = {}
+        self._groups = {number: Group(saved) for number, saved in groups.items()}
+        self._runners: dict[int, Runner] = {}
         self._next = 0
         self._version, self._params = -1, None
-        self._failed_starts = 0
-        self._durations: deque[float] = deque(maxlen=50)
-        self._balanced = clock()
-        self._since = clock()
+        self._failed_starts, self._start_again = 0, float("-inf")
+        self._watch, self._usual = Watch(clock), Usual()
+        self._balanced, self._agreed = clock(), 0
+        self._since, self._waited = clock(), 0.0
+        self._found: list[Delivery] = []
+        self._events: deque[str] = deque(maxlen=EVENTS)
         self.counts = Counts()
-        self.events: list[str] = []
         self.wanted = 0
         self.resize(runners, "as configured")
 
@@ -123,44 +64,49 @@ class Pool:
         self._version, self._params = version, self._fleet.publish(params)
 
     def order(self, group: int, fragment: int) -> None:
-        """Have a fragment collected, after those that were ordered of this group before."""
-        self._groups[group].waiting.append(fragment)
+        """Have a fragment collected, after those that were ordered of this group before. One of a group that
+        is given up never comes."""
+        if not self._groups[group].given_up:
+            self._groups[group].waiting.append(fragment)
 
     def restart(self, group: int, saved: Any) -> None:
         """Let a group of which nothing is ordered go on from this state."""
-        state = self._groups[group]
-        state.saved = saved
-        if state.home is not None:
-            self._leave(state)
+        assert not self._groups[group].owed, f"group {group} is at work"
+        self._leave(group)
+        self._groups[group].saved = saved
 
     def owed(self, group: int) -> int:
         """Fragments of this group that were ordered and are not delivered."""
-        state = self._groups[group]
-        return len(state.waiting) + state.under_way
+        return self._groups[group].owed
 
     def tend(self) -> None:
-        """Send what can be sent, without waiting for anything."""
+        """Do what can be done without waiting for anything."""
+        self._recruit()
         self._settle()
-        self._balance()
-        self._settle()
+        if self._balance():
+            self._settle()
         self._send()
 
     def deliveries(self, timeout: float) -> list[Delivery]:
-        """What has arrived: at least one fragment, unless `timeout` seconds pass before.
+        """What has arrived: at least one fragment, unless `timeout` seconds pass before or nothing is owed.
 
         Raises ShoalError for a group that failed again and again, or where no runner can be started.
         """
         end = self._clock() + timeout
         while True:
             self.tend()
-            tickets = {id(ticket): (number, ticket) for number, ticket in self._heads()}
-            now = self._clock()
-            patience = max(0.0, min(end, self._next_deadline()) - now)
-            ready = self._fleet.wait([ticket for _, ticket in tickets.values()], patience)
-            found = [d for t in ready if (d := self._take(tickets[id(t)][0])) is not None]
+            now, owed = self._clock(), any(group.owed for group in self._groups.values())
+            heads = {id(ticket): (number, ticket) for number, ticket in self._heads()}
+            patience = min(end - now, self._next_deadline()) if owed else 0.0
+            ready = self._fleet.wait([ticket for _, ticket in heads.values()], max(0.0, patience))
+            self._watch.waited(now)
+            self._waited += self._clock() - now
+            for ticket in ready:
+                self._take(heads[id(ticket)][0])
             self._find_hung()
-            if found or self._clock() >= end:
+            if self._found or not owed or self._clock() >= end:
                 self.tend()
+                found, self._found = self._found, []
                 return found
 
     def _heads(self) -> Iterable[tuple[int, Ticket]]:
@@ -168,141 +114,169 @@ class Pool:
         for number, runner in self._runners.items():
             if runner.ticket is not None:
                 yield number, runner.ticket
+            elif runner.pinged is not None:
+                yield number, runner.pinged
             elif runner.sent:
                 yield number, runner.sent[0].ticket
 
-    def _take(self, number: int) -> Delivery | None:
+    def _take(self, number: int) -> None:
+        """Take in a runner's answer. What has been found so far is kept, also where this raises."""
         runner = self._runners[number]
         if runner.ticket is not None:
-            self._started(number, runner)
-            return None
-        ticket, group, _ = runner.sent[0]
+            self._started(number, runner, runner.ticket)
+            return
+        if runner.pinged is not None:
+            try:
+                self._fleet.take(runner.pinged)
+                runner.pinged = None
+            except (RunnerLost, CollectFailed) as error:
+                self._lose(number, str(error))
+            return
+        sent = runner.sent[0]
         try:
-            report: Report = self._fleet.take(ticket)
-            trajectory = self._fleet.fetch(ticket.trajectory)
+            report: Report = self._fleet.take(sent.ticket)
         except RunnerLost as error:
             self._lose(number, str(error))
-            return None
+            return
         except CollectFailed as error:
-            self._fail(number, group, error)
-            return None
-        return self._deliver(number, runner, report, trajectory)
-
-    def _deliver(self, number: int, runner: _Runner, report: Report, trajectory: Any) -> Delivery | None:
-        group = self._groups[report.group]
-        runner.sent.popleft()
-        now = self._clock()
-        spent = now - runner.begun
-        runner.begun = now
-        group.under_way -= 1
-        if (group.home, group.lease) != (number, report.lease):  # cannot be; would it be, it must not count
+            self._fail(number, sent, error)
+            return
+        if sent.void:
+            self._answered(runner)
+            return
+        try:
+            trajectory = self._fleet.fetch(sent.ticket.trajectory)
+        except (RunnerLost, CollectFailed) as error:  # the group had done its work
+            self._lose(number, str(error), blame=False)
+            return
+        if (report.group, report.fragment, report.lease) != (sent.group, sent.fragment, sent.lease):
             self.counts.late += 1
-            return None
+            self._lose(number, f"it answered {sent[1:]} with {report[:3]}", blame=False)
+            return
+        self._found.append(self._deliver(number, runner, report, trajectory))
+
+    def _deliver(self, number: int, runner: Runner, report: Report, trajectory: Any) -> Delivery:
+        self._answered(runner)
+        group = self._groups[report.group]
+        group.under_way -= 1
         group.saved = report.after
-        group.strikes = group.suspicion = 0
-        work = spent - report.spent.get("rebuild", 0.0)
-        runner.seconds = work if runner.seconds is None else 0.7 * runner.seconds + 0.3 * work
-        if report.group in runner.opened:  # the first one here compiles and builds, and is no measure
-            self._durations.append(spent)
+        group.acquit()
+        first = report.group not in runner.opened
+        spent = sum(report.spent.values())  # as the runner measured it: we may have looked long after
+        self._usual.note(spent, first=first)
+        runner.busy += spent
+        if not first:
+            runner.work.append(spent)
         runner.opened.add(report.group)
         self.counts.delivered += 1
         return Delivery(report, trajectory, number)
+
+    def _answered(self, runner: Runner) -> None:
+        """A runner is done with its first order."""
+        runner.sent.popleft()
+        runner.begun = self._watch.now()
 
     # -- runners that come and go ------------------------------------------------------------------------
 
     def resize(self, runners: int, why: str) -> None:
         """Have so many runners from now on."""
         if self.wanted and runners != self.wanted:
-            self.events.append(f"runners {self.wanted} -> {runners}: {why}")
+            self._events.append(f"runners {self.wanted} -> {runners}: {why}")
         self.wanted = runners
-        kept = [r for r in self._runners.values() if not r.retiring]
-        for _ in range(runners - len(kept)):
+        hosted = {n: sum(g.home == n for g in self._groups.values()) for n in self._runners}
+        ranked = sorted(self._runners, key=lambda n: (self._runners[n].live, hosted[n], -n), reverse=True)
+        for place, number in enumerate(ranked):  # also those that were to retire may stay
+            self._runners[number].retiring = place >= runners
+        for _ in range(runners - len(self._runners)):
             self._start()
-        surplus = sorted(kept, key=lambda r: (r.live, len(r.opened)))[: max(0, len(kept) - runners)]
-        for runner in surplus:
-            runner.retiring = True
-        self._balanced = float("-inf")
+        self._agreed = AGREED
 
     def _start(self) -> None:
         number, self._next = self._next, self._next + 1
-        self._runners[number] = _Runner(self._fleet.start(number), self._clock())
+        self._runners[number] = Runner(self._fleet.start(number), self._watch.now())
 
-    def _started(self, number: int, runner: _Runner) -> None:
-        assert runner.ticket is not None
+    def _recruit(self) -> None:
+        """Start runners in the place of those that were lost."""
+        staff = sum(not runner.retiring for runner in self._runners.values())
+        if staff < self.wanted and self._clock() >= self._start_again:
+            self._start_again = float("-inf")
+            for _ in range(self.wanted - staff):
+                self.counts.restarts += 1
+                self._start()
+
+    def _started(self, number: int, runner: Runner, ticket: Ticket) -> None:
         try:
-            self._fleet.take(runner.ticket)
+            self._fleet.take(ticket)
         except CollectFailed as error:
             self._not_started(number, str(error), error.user)
         except RunnerLost as error:
             self._not_started(number, str(error), False)
         else:
-            runner.ticket, runner.begun = None, self._clock()
-            self._failed_starts = 0
-            self._balanced = float("-inf")  # it has no groups yet: see who can give it some
+            runner.ticket, runner.begun, runner.since = None, self._watch.now(), self._clock()
+            self._failed_starts, self._start_again = 0, float("-inf")
+            self._agreed = AGREED  # it has no groups yet: see who can give it some
 
     def _not_started(self, number: int, reason: str, user: bool) -> None:
         del self._runners[number]
         self._fleet.kill(number)
         self._failed_starts += 1
-        self.events.append(f"runner {number} could not be started: {reason}")
-        alone = not any(r.live for r in self._runners.values())
-        if alone and (user or self._failed_starts >= self._limits.strikes):
+        self._events.append(f"runner {number} could not be started: {reason}")
+        enough = self._failed_starts >= self._limits.strikes
+        if (user and not any(r.live for r in self._runners.values())) or (enough and not self._runners):
             raise ShoalError(f"no env runner can be started: {reason}")
-        if self._failed_starts < self._limits.strikes:
-            self._replace()
+        if user or enough:
+            self._start_again = self._clock() + RETRY_SECONDS
 
-    def _replace(self) -> None:
-        if sum(not r.retiring for r in self._runners.values()) < self.wanted:
-            self.counts.restarts += 1
-            self._start()
-
-    def _lose(self, number: int, reason: str) -> None:
-        """A runner is gone: its jobs wait again, its groups have no home, and another one is started."""
+    def _lose(self, number: int, reason: str, *, blame: bool = True, strike: bool = True) -> None:
+        """A runner is gone: its orders wait again, and its groups have no home. The group that it was at work
+        on gets a strike where it was there alone; else it is suspected, and will be alone sooner or later."""
         runner = self._runners.pop(number)
         self._fleet.kill(number)
-        at_work = runner.sent[0].group if runner.sent else None
-        for sent in reversed(runner.sent):
-            self._groups[sent.group].waiting.appendleft(sent.fragment)
-            self._groups[sent.group].under_way -= 1
-        homeless = [n for n, g in self._groups.items() if g.home == number]
+        for (
+            n,
+            other,
+        ) in self._runners.items():  # it may not be the only one, and no group shall answer for that
+            if other.live and not other.sent and other.pinged is None:
+                other.pinged, other.begun = self._fleet.ping(n), self._watch.now()
+        at_work = runner.sent[0].group if runner.sent and blame else None
+        single = at_work is not None and alone(self._groups, number, runner, at_work)
+        homeless = [n for n, group in self._groups.items() if group.home == number]
         for n in homeless:
-            self._leave(self._groups[n])
+            wait_again(self._groups[n], n, runner.sent)
+            self._groups[n].leave()
         self.counts.moves += len(homeless)
-        self.events.append(f"runner {number} lost ({reason}); groups {homeless} move")
-        if at_work is not None:
-            group = self._groups[at_work]
-            if runner.opened | {at_work} == {at_work}:
-                self._strike(at_work, f"its runner died: {reason}")
-            else:
-                group.suspicion += 1
-        self._replace()
+        self._events.append(f"runner {number} lost ({reason}); groups {homeless} move")
+        if at_work is None:
+            return
+        if not single:
+            self._groups[at_work].suspicion += 1
+        elif strike:
+            self._strike(at_work, f"its runner died: {reason}")
 
-    def _fail(self, number: int, group: int, error: CollectFailed) -> None:
+    def _fail(self, number: int, failed: Sent, error: CollectFailed) -> None:
         """Collecting raised: the group begins again, from its state before, elsewhere if it can."""
-        runner, state = self._runners[number], self._groups[group]
+        runner, n = self._runners[number], failed.group
+        if failed.void:
+            self._answered(runner)
+            return
         self.counts.raised += 1
         if error.user:
             raise ShoalError(str(error))
-        # What was sent of this group after the failed order would go on from a broken state.
-        again = [sent.fragment for sent in runner.sent if sent.group == group]
-        runner.sent = deque(sent for sent in runner.sent if sent.group != group)
-        state.waiting.extendleft(reversed(again))
-        state.under_way -= len(again)
-        runner.begun = self._clock()
-        runner.opened.discard(group)
-        self._fleet.drop(number, group)
-        self._leave(state)
-        self._strike(group, str(error))
-
-    def _leave(self, group: _Group) -> None:
-        group.home = group.target = None
-        group.lease += 1
+        wait_again(self._groups[n], n, runner.sent)
+        self._answered(runner)
+        # What was sent of this group after the failed order goes on from a broken state.
+        runner.sent = deque(s._replace(void=True) if s.group == n else s for s in runner.sent)
+        runner.opened.add(n)  # in part at least
+        self._leave(n)
+        self._strike(n, str(error))
 
     def _strike(self, number: int, reason: str) -> None:
         group = self._groups[number]
         group.strikes += 1
         group.first_error = group.first_error if group.strikes > 1 else reason
-        self.events.append(f"group {number} failed {group.strikes} of {self._limits.strikes} times: {reason}")
+        self._events.append(
+            f"group {number} failed {group.strikes} of {self._limits.strikes} times: {reason}"
+        )
         if group.strikes < self._limits.strikes:
             return
         verdict = (
@@ -313,114 +287,130 @@ class Pool:
             raise ShoalError(verdict)
         group.given_up = True
         group.waiting.clear()
-        self.events.append(f"{verdict}; it is given up")
+        self._events.append(f"{verdict}; it is given up")
 
-    # -- deadlines ---------------------------------------------------------------------------------------
+    # -- silence -----------------------------------------------------------------------------------------
 
-    def _deadline(self, runner: _Runner) -> float:
-        """When this runner's silence has lasted too long."""
+    def _silence(self, runner: Runner) -> tuple[float, bool]:
+        """(seconds until a runner's silence has lasted too long, whether its group cannot have more)."""
         if not runner.live:
-            return runner.begun + START_SECONDS
-        if not runner.sent:
-            return float("inf")
-        if runner.sent[0].group not in runner.opened or not self._durations:
-            return runner.begun + START_SECONDS
-        return runner.begun + SLACK_SECONDS + self._limits.patience * max(self._durations)
+            seconds, all_of_it = self._limits.start, True
+        elif runner.pinged is not None:
+            seconds, all_of_it = self._limits.slack, False
+        elif not runner.sent:
+            return float("inf"), False
+        else:
+            group = runner.sent[0].group
+            first = group not in runner.opened
+            seconds, all_of_it = allowed(
+                self._usual, self._limits, first=first, hangs=self._groups[group].hangs
+            )
+        return runner.begun + seconds - self._watch.now(), all_of_it
 
     def _next_deadline(self) -> float:
-        return min(map(self._deadline, self._runners.values()), default=float("inf"))
+        """Seconds until somebody's silence has lasted too long, or a runner may be started again."""
+        seconds = [self._silence(runner)[0] for runner in self._runners.values()]
+        if self._start_again > float("-inf"):
+            seconds.append(max(0.01, self._start_again - self._clock()))
+        return min(seconds, default=float("inf"))
 
     def _find_hung(self) -> None:
-        now = self._clock()
         for number, runner in list(self._runners.items()):
-            if now <= self._deadline(runner):
+            left, all_of_it = self._silence(runner)
+            if left > 1e-6:
                 continue
-            silent = f"silent for {now - runner.begun:.1f} s"
-            if runner.live:
-                self.counts.hung += 1
-                self._lose(number, silent)
-            else:
-                self._not_started(number, f"not ready after {START_SECONDS:.0f} s", False)
+            if not runner.live:
+                self._not_started(number, f"not ready after {self._limits.start:.0f} s", False)
+                continue
+            self.counts.hung += 1
+            if runner.sent:
+                self._groups[runner.sent[0].group].hangs += 1
+            silent = self._watch.now() - runner.begun
+            self._lose(number, f"silent for {silent:.1f} s", strike=all_of_it)
 
     # -- homes -------------------------------------------------------------------------------------------
 
-    def _loads(self) -> dict[int, Load]:
-        """What the runners that take groups have."""
-        hosts = {n: g.home if g.target is None else g.target for n, g in self._groups.items()}
+    def _leave(self, number: int) -> None:
+        """End a group's stay on its runner, and have it closed there."""
+        group = self._groups[number]
+        runner = self._runners.get(NOWHERE if group.home is None else group.home)
+        if runner is not None and number in runner.opened:
+            assert group.home is not None
+            runner.opened.discard(number)
+            self._fleet.drop(group.home, number)
+        group.leave()
+
+    def _hosts(self) -> dict[int, float | None]:
+        return {n: r.seconds for n, r in self._runners.items() if r.live and not r.retiring}
+
+    def _seats(self) -> dict[int, Seat]:
         return {
-            number: Load(tuple(n for n, host in hosts.items() if host == number), runner.seconds)
-            for number, runner in self._runners.items()
-            if runner.live and not runner.retiring
+            n: Seat(g.home if g.target is None else g.target, g.suspect)
+            for n, g in self._groups.items()
+            if not g.given_up
         }
 
-    def _shared(self, loads: dict[int, Load]) -> dict[int, Load]:
-        """Without the runners that a suspect has for itself."""
-        suspects = {g.home for g in self._groups.values() if g.suspect}
-        return {runner: load for runner, load in loads.items() if runner not in suspects}
-
     def _settle(self) -> None:
-        """Find homes for groups that have none, and let those move that shall."""
+        """Let groups move that shall, find places for those that need one, and let empty runners go."""
+        for number, runner in seats(self._seats(), self._hosts()).items():
+            group = self._groups[number]
+            if group.home is not None:
+                group.target = None if runner == group.home else runner
+            elif runner != NOWHERE:
+                group.home = runner
         for number, group in self._groups.items():
             if group.target is not None and not group.under_way:
-                if group.home in self._runners:
-                    assert group.home is not None
-                    self._runners[group.home].opened.discard(number)
-                    self._fleet.drop(group.home, number)
                 home = group.target if group.target in self._runners else None
-                self._leave(group)
+                self._leave(number)
                 group.home = home
                 self.counts.moves += 1
-        homeless = [n for n, g in self._groups.items() if g.home is None and not g.given_up]
-        for number in sorted(homeless, key=lambda n: not self._groups[n].suspect):
-            loads = self._loads()
-            if self._groups[number].suspect:
-                loads = {runner: load for runner, load in loads.items() if not load.groups}
-            else:
-                loads = self._shared(loads)
-            if loads:
-                self._groups[number].home = place(loads)
         for number, runner in list(self._runners.items()):
             if runner.retiring and not any(number in (g.home, g.target) for g in self._groups.values()):
                 del self._runners[number]
                 self._fleet.kill(number)
 
-    def _balance(self) -> None:
-        """Now and then, give groups of slow and retiring runners to others."""
+    def _balance(self) -> bool:
+        """Now and then, give groups of slow runners to others, where that has seemed right for a while."""
         now = self._clock()
-        if now - self._balanced < REBALANCE_SECONDS:
-            return
+        if now - self._balanced < REBALANCE_SECONDS and self._agreed < AGREED:
+            return False
         self._balanced = now
-        for group in self._groups.values():
-            loads = self._shared(self._loads())
-            if group.home in self._runners and self._runners[group.home].retiring and loads:
-                group.target = place(loads)
-        loads = self._shared(self._loads())
-        for group, (runner, why) in better_homes(loads).items():
-            self._groups[group].target = runner
-            self.events.append(f"group {group} moves to runner {runner}: {why}")
+        placed, hosts = self._seats(), self._hosts()
+        taken = {seat.runner for seat in placed.values() if seat.suspect}
+        open_to_all = {runner: seconds for runner, seconds in hosts.items() if runner not in taken}
+        moves = better_homes(loads_of(placed, open_to_all))
+        self._agreed = self._agreed + 1 if moves else 0
+        if self._agreed < AGREED:
+            return False
+        self._agreed = 0
+        for group, (runner, why) in moves.items():
+            home = self._groups[group].home
+            self._groups[group].target = None if runner == home else runner
+            self._events.append(f"group {group} moves to runner {runner}: {why}")
+        return True
 
     def _send(self) -> None:
         """Give every runner orders of its groups, the group that is furthest behind first."""
-        now = self._clock()
         for number, runner in self._runners.items():
-            if not runner.live:
+            if not runner.live or runner.pinged is not None or len(runner.sent) >= AHEAD:
                 continue
-            mine = [n for n, g in self._groups.items() if g.home == number and g.target is None]
-            while len(runner.sent) < AHEAD:
-                able = [n for n in mine if self._groups[n].waiting]
-                if not able:
-                    break
-                group = min(able, key=lambda n: (self._groups[n].waiting[0], n))
-                state = self._groups[group]
-                fragment = state.waiting.popleft()
-                saved = None if group in runner.opened or state.under_way else state.saved
-                order = Order(group, fragment, state.lease, self._version, saved)
+            mine = [n for n, g in self._groups.items() if g.home == number and g.target is None and g.waiting]
+            while len(runner.sent) < AHEAD and mine:
+                n = min(mine, key=lambda n: (self._groups[n].waiting[0], n))
+                group = self._groups[n]
+                if group.suspect and not alone(self._groups, number, runner, n):
+                    mine.remove(n)  # until the others have left
+                    continue
+                fragment = group.waiting.popleft()
+                saved = None if n in runner.opened or group.under_way else group.saved
+                order = Order(n, fragment, group.lease, self._version, saved)
                 if not runner.sent:
-                    runner.idle += now - runner.begun
-                    runner.begun = now
+                    runner.begun = self._watch.now()
                 ticket = self._fleet.send(number, order, self._params)
-                runner.sent.append(_Sent(ticket, group, fragment))
-                state.under_way += 1
+                runner.sent.append(Sent(ticket, n, fragment, group.lease))
+                group.under_way += 1
+                if not group.waiting:
+                    mine.remove(n)
 
     # -- what is said of it ------------------------------------------------------------------------------
 
@@ -429,19 +419,20 @@ class Pool:
         return self._groups[group].saved
 
     def figures(self) -> dict[str, float]:
-        """How the runners do, since the last call: for the metrics."""
+        """How the runners do, since the last call. runners_idle: the share of their time that they did not
+        work. waiting: the share of this process's time that it waited for fragments."""
         now = self._clock()
-        live = [r for r in self._runners.values() if r.live]
-        idle = sum(r.idle + (0.0 if r.sent else now - r.begun) for r in live)
-        span = max(now - self._since, 1e-9) * max(len(live), 1)
+        live = [runner for runner in self._runners.values() if runner.live]
+        there = sum(now - runner.since for runner in live)
+        busy = sum(min(runner.busy, now - runner.since) for runner in live)
+        waiting = self._waited / max(now - self._since, 1e-9)
         for runner in live:
-            runner.idle = 0.0
-            if not runner.sent:
-                runner.begun = now
-        self._since = now
+            runner.busy, runner.since = 0.0, now
+        self._since, self._waited = now, 0.0
         return {
             "runners": len(live),
-            "runners_idle": min(1.0, idle / span),
+            "runners_idle": 1.0 - busy / there if there > 0 else 0.0,
+            "waiting": min(1.0, waiting),
             "restarts": self.counts.restarts,
             "moves": self.counts.moves,
         }
@@ -451,7 +442,9 @@ class Pool:
         return {n for n, g in self._groups.items() if g.given_up}
 
     def take_events(self) -> list[str]:
-        events, self.events = self.events, []
+        """What happened since the last call, in words."""
+        events = list(self._events)
+        self._events.clear()
         return events
 
     def close(self) -> None:
