@@ -42,7 +42,7 @@ CARTPOLE, GRIDWORLD = "jax:CartPole-v1", "jax:GridWorld"
 # Every algorithm on one of the two, in one group or two; the long tests have the rest.
 CASES = {
     "ppo": (CARTPOLE, 1),
-    "ppo-memory": (CARTPOLE, 1),
+    "ppo-memory": (CARTPOLE, 2),
     "ppo-kl": (GRIDWORLD, 2),
     "a2c": (GRIDWORLD, 1),
     "reinforce": (GRIDWORLD, 2),

@@ -18,7 +18,7 @@ from shoal.envs.jax import VectorEnv, vectorize
 from shoal.errors import ShoalError
 from shoal.execution import Fragment, Iteration, group_size
 from shoal.execution.learning import Learning, LearnKeys, described, learning_of
-from shoal.execution.unroll import compiled_unroll
+from shoal.execution.unroll import alone, compiled_unroll
 from shoal.keys import fold, key_for
 from shoal.recipe import Experiment
 from shoal.types import Agent, Array, Carry, State, Step, Trajectory
@@ -124,8 +124,13 @@ def iterate(
 ) -> tuple[Loop, Any, Seen]:
     """One fragment of every group, then what is to be learned: (loop, store, what was seen). Pure."""
     trajectory, after = collect(agent, env, size, keys, loop)
+    joined = _beside(trajectory)
+    if (
+        keys.act.shape[0] > 1
+    ):  # else XLA reads it in the groups' order, and adds it up in another one than Local
+        joined = alone(_beside, loop.iteration < np.uint32(2**32 - 1), trajectory)
     learner, store, metrics, updates = learning.take(
-        loop.learner, store, _beside(trajectory), keys.learning, loop.iteration
+        loop.learner, store, joined, keys.learning, loop.iteration
     )
     seen = Seen(metrics, updates, trajectory.reward, trajectory.first)
     return after._replace(learner=learner), store, seen
