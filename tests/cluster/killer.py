@@ -16,8 +16,8 @@ from shoal.execution.cluster import reaper
 class Killer:
     """A thread that sends SIGKILL to a random runner every `period` seconds, never to the last one alive.
 
-    identities: gives runner -> (node, process number, start time), as `RayFleet.identities` does. Only processes of this machine can
-    be hit.
+    identities: gives runner -> (node, process number, start time), as `RayFleet.identities` does. Only
+    processes of this machine can be hit.
     """
 
     def __init__(self, identities: Callable[[], Mapping[int, Any]], period: float, seed: int = 0) -> None:
