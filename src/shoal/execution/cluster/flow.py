@@ -31,8 +31,9 @@ class Flow:
         return [g for g in self._ordered if g not in given_up]
 
     def order(self, room: int, on_the_way: Callable[[int], int]) -> None:
-        """Order at most `room` fragments, of the groups that have the fewest on the way first."""
-        groups = self.groups()
+        """Order at most `room` fragments: of the groups that have the fewest on the way first, and of these
+        of those that were ordered from the least, so that none is left behind where there is little room."""
+        groups = sorted(self.groups(), key=lambda g: (self._ordered[g], g))
         for ahead in range(self._ahead):
             for g in groups:
                 if room > 0 and on_the_way(g) <= ahead:
