@@ -1,4 +1,4 @@
-"""From a checkpoint or a run directory to a Trainer that goes on there, bit for bit."""
+"""What a Trainer saves, and from that to a Trainer that goes on there, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
 
 from shoal import checkpoint
 from shoal.config import (
@@ -69,7 +71,7 @@ def resumed(make: type[Trainer], run_dir: str | Path, given: Given) -> Trainer:
         raise
     try:
         if loaded is None and directory.config["warm_start"] is not None:
-            trainer._take_parameters(directory.config["warm_start"])
+            take_parameters(trainer, directory.config["warm_start"])
         if trainer.config["on"] != directory.config["on"]:
             directory.move(trainer.config["on"])
         directory.cut(trainer._progress.env_steps)
@@ -79,6 +81,37 @@ def resumed(make: type[Trainer], run_dir: str | Path, given: Given) -> Trainer:
         directory.close()
         raise
     return trainer
+
+
+def snapshot(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All that training needs to go on exactly: (arrays, what is said of them)."""
+    evaluating, said = trainer._judge.save()
+    tree = {
+        "policies": {"main": jax.device_get(trainer._run.state)},
+        "run": trainer._run.save(),
+        "episodes": trainer._progress.episodes.save(),
+        **evaluating,
+    }
+    progress = trainer._progress.counters() | said
+    return tree, {"kind": "trainer", "config": trainer.config, "progress": progress}
+
+
+def _stand(trainer: Trainer, loaded: checkpoint.Loaded) -> None:
+    """Let a new Trainer stand where a snapshot was taken."""
+    progress, arrays = loaded.info["progress"], loaded.arrays
+    trainer._run.state = checkpoint.restore(trainer._run.state, arrays, "policies/main")
+    trainer._run.load(arrays, "run")
+    trainer._progress.load(progress, arrays, "episodes")
+    form = jax.eval_shape(trainer._agent.policy, trainer._run.state)
+    trainer._judge.load(progress, arrays, form)
+
+
+def take_parameters(trainer: Trainer, path: str | Path) -> None:
+    """Begin with the parameters of a checkpoint, and nothing else of it."""
+    loaded = checkpoint.load(path)
+    state = trainer._run.state
+    params = checkpoint.restore(state.params, loaded.arrays, "policies/main/params")
+    trainer._run.state = state._replace(params=params)
 
 
 def _record(trainer: Trainer, run: RunDir) -> None:
@@ -98,7 +131,7 @@ def _rebuilt(
         _check_same(trainer.config["spec"], config["spec"])
         trainer.config = dict(config) | {name: trainer.config[name] for name in ("threads", "on")}
         if loaded is not None:
-            trainer._load(loaded)
+            _stand(trainer, loaded)
     except BaseException:
         trainer.close()
         raise

@@ -25,7 +25,7 @@ from shoal.metrics import Result
 from shoal.policy import Policy
 from shoal.progress import Progress
 from shoal.recorder import Recorder
-from shoal.restoring import Given, restored, resumed
+from shoal.restoring import Given, restored, resumed, snapshot, take_parameters
 from shoal.rundir import RunDir
 
 
@@ -105,7 +105,7 @@ class Trainer:
             self._run = on.start(experiment)
             try:
                 if warm_start is not None:
-                    self._take_parameters(warm_start)
+                    take_parameters(self, warm_start)
                 if run_dir is not None:
                     self._recorder = Recorder(RunDir.create(run_dir, self.config), 0, 0)
             except BaseException:
@@ -132,7 +132,9 @@ class Trainer:
         row["timing/seconds"] = self._progress.seconds
         self._last, self.events = Result(row), tuple(iteration.events)
         if self._recorder is not None:
-            self._recorder.take(self._last, self.events, verdicts, self._judge.waiting, self._snapshot)
+            self._recorder.take(
+                self._last, self.events, verdicts, self._judge.waiting, lambda: snapshot(self)
+            )
         return self._last
 
     def fit(
@@ -175,7 +177,7 @@ class Trainer:
         if verdict is not None and self._last is not None:
             self._last = Result({**self._last, **verdict.row()})
         if self._recorder is not None:
-            self._recorder.checkpoint(self._progress.env_steps, self._snapshot)
+            self._recorder.checkpoint(self._progress.env_steps, lambda: snapshot(self))
             if verdict is not None:
                 self._recorder.judge(verdict)
             if done:
@@ -250,8 +252,8 @@ class Trainer:
         if path is None:
             if self._recorder is None:
                 raise ShoalError("save needs a path, since this Trainer has no run_dir")
-            return self._recorder.checkpoint(self._progress.env_steps, self._snapshot)
-        checkpoint.save(path, *self._snapshot())
+            return self._recorder.checkpoint(self._progress.env_steps, lambda: snapshot(self))
+        checkpoint.save(path, *snapshot(self))
         return Path(path)
 
     @staticmethod
@@ -307,27 +309,3 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """All that training needs to go on exactly: (arrays, what is said of them)."""
-        evaluating, said = self._judge.save()
-        tree = {
-            "policies": {"main": jax.device_get(self._run.state)},
-            "run": self._run.save(),
-            "episodes": self._progress.episodes.save(),
-            **evaluating,
-        }
-        progress = self._progress.counters() | said
-        return tree, {"kind": "trainer", "config": self.config, "progress": progress}
-
-    def _load(self, loaded: checkpoint.Loaded) -> None:
-        self._run.state = checkpoint.restore(self._run.state, loaded.arrays, "policies/main")
-        self._run.load(loaded.arrays, "run")
-        self._progress.load(loaded.info["progress"], loaded.arrays, "episodes")
-        form = jax.eval_shape(self._agent.policy, self._run.state)
-        self._judge.load(loaded.info["progress"], loaded.arrays, form)
-
-    def _take_parameters(self, path: str | Path) -> None:
-        loaded = checkpoint.load(path)
-        params = checkpoint.restore(self._run.state.params, loaded.arrays, "policies/main/params")
-        self._run.state = self._run.state._replace(params=params)
