@@ -73,9 +73,7 @@ def test_a_run_in_this_process_learns_and_keeps_the_ratio() -> None:
     with Trainer(apex(), "CartPole-v1", seed=0, on=on) as trainer:
         run, steps, staleness = trainer._run, 0, 0.0
         assert isinstance(run, ShardedRun)
-        while trainer.train()["env_steps"] < 8000:
-            row = trainer._last
-            assert row is not None
+        while (row := trainer.train())["env_steps"] < 8000:
             steps += row["replay/gradient_steps"]
             staleness = max(staleness, row["staleness/max"])
             check_account(run)
@@ -86,6 +84,7 @@ def test_a_run_in_this_process_learns_and_keeps_the_ratio() -> None:
         assert min(rows) > 0.9 * max(rows)  # no group is left behind
         assert 0 < staleness <= 100
         # A gradient step for every four environment steps after the first 500, some of which are to come.
+        steps += row["replay/gradient_steps"]
         due = (row["env_steps"] - 500) / 4
         assert due - run._tolerance / 64 <= steps <= due
 
@@ -98,7 +97,7 @@ def test_what_is_too_stale_is_dropped_and_counted() -> None:
     before = run.state.env_steps.low
     run._flow.order(run._room(), run._on_the_way)
     run._pool.tend()  # sends them, with the parameters of now
-    under_way = sum(run._pool.owed(g) for g in range(4))
+    sent = sum(len(runner.sent) for runner in run._pool._runners.values())
     run._version, run._published = run._version + 200, False
     iteration = run.iterate()
     assert iteration.metrics["fragments/dropped"] == run.account.dropped > 0
@@ -106,7 +105,7 @@ def test_what_is_too_stale_is_dropped_and_counted() -> None:
     for _ in range(3):
         run.iterate()
     check_account(run)
-    assert run.account.dropped == under_way == 8 and run.state.env_steps.low > before
+    assert run.account.dropped == sent and run.state.env_steps.low > before
     run.close()
 
 
@@ -255,7 +254,7 @@ CARTPOLE = {
     "batch_size": 64,
     "learning_starts": 1_000,
     "learning_rate": 1e-3,
-    "anneal_steps": 100_000,
+    "anneal_steps": 80_000,
     "train_every": 2,
     "target_every": 128,
     "hidden": (128, 128),
@@ -290,16 +289,20 @@ def test_cartpole_is_solved_under_a_killer(seed: int) -> None:
 
         thread = threading.Thread(target=killer, daemon=True)
         thread.start()
-        worst, begun = 0.0, time.monotonic()
+        worst, steps, reached, begun = 0.0, 0, 0.0, time.monotonic()
         try:
-            while not trainer.reached(475.0) and trainer._env_steps < 150_000:
-                worst = max(worst, trainer.train()["staleness/max"])
+            while reached < 475.0 and steps < 80_000:
+                row = trainer.train()
+                worst = max(worst, row["staleness/max"])
+                if row["env_steps"] // 10_000 > steps // 10_000:
+                    reached = trainer.evaluate(episodes=20).mean
+                steps = row["env_steps"]
         finally:
             stop.set()
             thread.join()
         seconds = time.monotonic() - begun
         print(f"seed {seed}: {trainer.summary()}, {kills}, restores {run._shards.restores}, {run.account},")
-        print(f"staleness {worst}, {trainer._env_steps / seconds:.0f} steps/s")
+        print(f"evaluated {reached}, staleness {worst}, {steps / seconds:.0f} steps/s")
         check_account(run)
         assert worst <= 100
-        assert trainer.evaluate(episodes=20).mean >= 475.0
+        assert reached >= 475.0

@@ -20,12 +20,13 @@ import jax
 import numpy as np
 
 from shoal.execution import Iteration
+from shoal.execution.cluster.flow import Flow
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
 from shoal.execution.host import mean_info
 from shoal.execution.learning import LearnKeys, learning_of
-from shoal.execution.local import fragment_of, group_state
+from shoal.execution.local import fragment_of
 from shoal.execution.unroll import fragment_form, join
 from shoal.keys import key_for
 from shoal.recipe import Experiment
@@ -56,20 +57,16 @@ class AsynchronousRun:
         close: Callable[[], None],
     ) -> None:
         agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
-        self._pool, self._close, self._per_update = pool, close, per_update
-        self._ahead = ahead
+        self._pool, self._close, self._per_update, self._groups = pool, close, per_update, groups
         self._staleness = agent.plan.staleness
         self._learning = learning_of(agent, spec, size * per_update, host=True)
         self._policy = jax.jit(agent.policy)
         self._keys = LearnKeys.of(seed)
-        self._carry = agent.begin(size)
+        self._flow = Flow(pool, groups, agent.begin(size), ahead)
         self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
         self._store = self._learning.begin(fragment_form(agent, spec, size * per_update, self.state))
         self._version = 0  # updates made
         self._queue: deque[Delivery] = deque()
-        self._ordered = dict.fromkeys(range(groups), 0)  # the next fragment to order
-        self._done = dict.fromkeys(range(groups), 0)  # the next fragment to learn from or to drop
-        self._states: dict[int, Any] = dict.fromkeys(range(groups))  # before that one; None: new
         self.account = Account()
         self._published = False
 
@@ -79,7 +76,7 @@ class AsynchronousRun:
         taken: list[Delivery] = []
         updates: list[Any] = []
         stale: list[int] = []
-        while len(taken) < len(self._ordered) or not updates:
+        while len(taken) < self._groups or not updates:
             if not self._published:
                 self._pool.publish(self._version, jax.device_get(self._policy(self.state)))
                 self._published = True
@@ -99,7 +96,7 @@ class AsynchronousRun:
             self._published = False
             self.account.learned += len(batch)
             taken += batch
-            self._settle(batch)
+            self._flow.settle(d.report for d in batch)
         seconds = perf_counter() - begun
         figures = self._pool.figures()
         figures["fragments_per_second"] = (self._pool.counts.delivered - before) / seconds
@@ -121,14 +118,9 @@ class AsynchronousRun:
 
     def _gather(self) -> None:
         """Order what may be ordered, and take in what has arrived; wait only where there is nothing to do."""
-        groups = [g for g in self._ordered if g not in self._pool.given_up()]
-        room = self._per_update * (self._staleness + 1) - len(self._queue) - sum(map(self._pool.owed, groups))
-        for ahead in range(self._ahead):
-            for g in groups:
-                if room > 0 and self._pool.owed(g) <= ahead:
-                    self._pool.order(g, self._ordered[g])
-                    self._ordered[g] += 1
-                    room -= 1
+        owed = sum(map(self._pool.owed, self._flow.groups()))
+        room = self._per_update * (self._staleness + 1) - len(self._queue) - owed
+        self._flow.order(room, self._pool.owed)
         enough = len(self._queue) >= self._per_update
         arrived = self._pool.deliveries(0.0 if enough else WAIT_SECONDS)
         self._queue.extend(arrived)
@@ -140,30 +132,20 @@ class AsynchronousRun:
         if old:
             self._queue = deque(d for d in self._queue if self._version - d.report.version <= self._staleness)
             self.account.dropped += len(old)
-            self._settle(old)
+            self._flow.settle(d.report for d in old)
         return old
-
-    def _settle(self, deliveries: list[Delivery]) -> None:
-        """These are done with: a resumed run goes on after them."""
-        for d in deliveries:
-            self._done[d.report.group] = d.report.fragment + 1
-            self._states[d.report.group] = d.report.after
 
     def save(self) -> dict[str, Any]:
         """What is under way or in the queue is not part of it: a resumed run collects it again."""
         return {
             "iteration": np.int64(self._version),
-            "fragments": np.array([self._done[g] for g in sorted(self._done)], np.int64),
-            "groups": {str(g): state for g, state in self._states.items() if state is not None},
+            **self._flow.save(),
             "store": self._learning.save(self._store),
         }
 
     def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
         self._version = int(saved[f"{prefix}/iteration"])
-        for g in self._ordered:
-            self._ordered[g] = self._done[g] = int(saved[f"{prefix}/fragments"][g])
-            self._states[g] = group_state(self._carry, saved, f"{prefix}/groups/{g}")
-            self._pool.restart(g, self._states[g])
+        self._flow.load(saved, prefix)
         self._store = self._learning.load(self._store, saved, f"{prefix}/store")
         self._published = False
 
