@@ -1,8 +1,9 @@
-"""The number of runners follows simulated figures: up to where it helps, down where it does not, and no swing."""
+"""The number of runners follows simulated figures: up where it helps, down where it does not, no swing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -39,7 +40,7 @@ def test_room() -> None:
 
 
 def simulate(demand: float, room: Callable[[float], int], seconds: int, begin: int = 1) -> list[int]:
-    """A learner that can take in what `demand` runners make, asynchronously, with noise: how many there were."""
+    """A learner that takes in what `demand` runners make, with noise: how many there were."""
     now, runners, random, seen = 0.0, begin, Random(0), []
     elastic = Elastic(BOUNDS, lambda: room(now), lambda: now)
     for _ in range(seconds):
@@ -59,7 +60,7 @@ def test_it_settles_and_does_not_swing(demand: float, begin: int) -> None:
     seen = simulate(demand, lambda now: 8, 400, begin)
     assert len(set(seen[200:])) == 1
     assert demand / 2 - 1 <= seen[-1] <= demand / 0.4 + 1 or seen[-1] == 8
-    changes = [b - a for a, b in zip(seen, seen[1:], strict=False) if a != b]
+    changes = [b - a for a, b in pairwise(seen) if a != b]
     assert len({change > 0 for change in changes}) <= 1
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shoal.execution.cluster.roster import Limits
+from shoal.execution.cluster.roster import Limits, Runner
 
 ELSEWHERE_SECONDS = 1.0
 FIRST_SECONDS = 10.0
@@ -61,3 +61,18 @@ def allowed(usual: Usual, limits: Limits, *, first: bool, hangs: int) -> tuple[f
     base = limits.slack + limits.patience * longest + (FIRST_SECONDS if first else 0.0)
     seconds = min(full, base * MORE**hangs)
     return seconds, seconds >= full
+
+
+def silence(runner: Runner, hangs: int, usual: Usual, limits: Limits, now: float) -> tuple[float, bool]:
+    """(seconds until a runner's silence has lasted too long, whether more cannot be asked for); `now` is the
+    watch's, and hangs are those of the group that it works on."""
+    if not runner.live:
+        seconds, all_of_it = limits.start, True
+    elif runner.pinged is not None:
+        seconds, all_of_it = limits.slack, False
+    elif not runner.sent:
+        return float("inf"), False
+    else:
+        first = runner.sent[0].group not in runner.opened
+        seconds, all_of_it = allowed(usual, limits, first=first, hangs=hangs)
+    return runner.begun + seconds - now, all_of_it

@@ -3,10 +3,10 @@
     publish(version, parameters), order(group, fragment) ... -> deliveries() -> [Delivery, ...]
 
 It knows runners, groups and orders as plain data (`roster`), and the runners themselves through a `Fleet`.
-Every group has a home, the runner that hosts it (`balance` says which). A lost runner's groups find a new
-home at once and begin again from their state before the fragment under way, so that nothing is lost and
-nothing delivered twice; a replacement is started beside that. Losses are found by the fleet's word, or, where
-a runner is silent, by a deadline that follows the time that fragments took of late (`deadlines`).
+Every group has a home, the runner that hosts it (`homes`, as `balance` says). A lost runner's groups find a
+new home at once and begin again from their state before the fragment under way, so that nothing is lost and
+nothing delivered twice; a replacement is started beside that (`staff`). Losses are found by the fleet's word,
+or, where a runner is silent, by a deadline that follows the time that fragments took of late (`deadlines`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.execution.cluster.balance import Seat, better_homes, loads_of, seats
-from shoal.execution.cluster.deadlines import Usual, Watch, allowed
+from shoal.execution.cluster.deadlines import Usual, Watch, silence
+from shoal.execution.cluster.elastic import Decision
+from shoal.execution.cluster.homes import Homes
 from shoal.execution.cluster.orders import CollectFailed, Delivery, Fleet, Order, Report, RunnerLost, Ticket
-from shoal.execution.cluster.roster import NOWHERE, Counts, Group, Limits, Runner, Sent, alone, wait_again
+from shoal.execution.cluster.roster import Counts, Group, Limits, Runner, Sent, alone, wait_again
+from shoal.execution.cluster.staff import Staff
 
 __all__ = ["Counts", "Limits", "Pool"]
 
 AHEAD = 2  # orders that a runner holds: one that it works on, one more
-REBALANCE_SECONDS = 1.0
-AGREED = 3  # so many looks in a row must find moves worthwhile: measured times are noisy
-RETRY_SECONDS = 30.0  # between attempts to start a runner, after some that failed
 EVENTS = 500  # are kept until somebody takes them
 
 
+Look = Callable[[int, float, float, float], Decision | None]
+
+
 class Pool:
-    """Runners under supervision. groups: number -> state to begin with (None: new)."""
+    """Runners under supervision. groups: number -> state to begin with (None: new). elastic: says whether the
+    number of runners shall change (see `elastic.Elastic.look`)."""
 
     def __init__(
         self,
@@ -41,20 +44,20 @@ class Pool:
         runners: int,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
+        elastic: Look | None = None,
     ) -> None:
         self._fleet, self._limits, self._clock = fleet, limits, clock
+        self._elastic = elastic
         self._groups = {number: Group(saved) for number, saved in groups.items()}
-        self._runners: dict[int, Runner] = {}
-        self._next = 0
         self._version, self._params = -1, None
-        self._failed_starts, self._start_again = 0, float("-inf")
         self._watch, self._usual = Watch(clock), Usual()
-        self._balanced, self._agreed = clock(), 0
         self._since, self._waited = clock(), 0.0
         self._found: list[Delivery] = []
         self._events: deque[str] = deque(maxlen=EVENTS)
-        self.counts = Counts()
-        self.wanted = 0
+        self.counts = told = Counts()
+        self._staff = Staff(fleet, limits, told, self._events, clock, self._watch)
+        self._runners = self._staff.runners
+        self._homes = Homes(fleet, self._groups, self._runners, told, self._events, clock)
         self.resize(runners, "as configured")
 
     # -- orders and deliveries ---------------------------------------------------------------------------
@@ -72,7 +75,7 @@ class Pool:
     def restart(self, group: int, saved: Any) -> None:
         """Let a group of which nothing is ordered go on from this state."""
         assert not self._groups[group].owed, f"group {group} is at work"
-        self._leave(group)
+        self._homes.leave(group)
         self._groups[group].saved = saved
 
     def owed(self, group: int) -> int:
@@ -81,10 +84,8 @@ class Pool:
 
     def tend(self) -> None:
         """Do what can be done without waiting for anything."""
-        self._recruit()
-        self._settle()
-        if self._balance():
-            self._settle()
+        self._staff.recruit()
+        self._homes.tend()
         self._send()
 
     def deliveries(self, timeout: float) -> list[Delivery]:
@@ -123,7 +124,8 @@ class Pool:
         """Take in a runner's answer. What has been found so far is kept, also where this raises."""
         runner = self._runners[number]
         if runner.ticket is not None:
-            self._started(number, runner, runner.ticket)
+            if self._staff.started(number, runner, runner.ticket):
+                self._homes.changed()  # it has no groups yet
             return
         if runner.pinged is not None:
             try:
@@ -180,52 +182,8 @@ class Pool:
 
     def resize(self, runners: int, why: str) -> None:
         """Have so many runners from now on."""
-        if self.wanted and runners != self.wanted:
-            self._events.append(f"runners {self.wanted} -> {runners}: {why}")
-        self.wanted = runners
-        hosted = {n: sum(g.home == n for g in self._groups.values()) for n in self._runners}
-        ranked = sorted(self._runners, key=lambda n: (self._runners[n].live, hosted[n], -n), reverse=True)
-        for place, number in enumerate(ranked):  # also those that were to retire may stay
-            self._runners[number].retiring = place >= runners
-        for _ in range(runners - len(self._runners)):
-            self._start()
-        self._agreed = AGREED
-
-    def _start(self) -> None:
-        number, self._next = self._next, self._next + 1
-        self._runners[number] = Runner(self._fleet.start(number), self._watch.now())
-
-    def _recruit(self) -> None:
-        """Start runners in the place of those that were lost."""
-        staff = sum(not runner.retiring for runner in self._runners.values())
-        if staff < self.wanted and self._clock() >= self._start_again:
-            self._start_again = float("-inf")
-            for _ in range(self.wanted - staff):
-                self.counts.restarts += 1
-                self._start()
-
-    def _started(self, number: int, runner: Runner, ticket: Ticket) -> None:
-        try:
-            self._fleet.take(ticket)
-        except CollectFailed as error:
-            self._not_started(number, str(error), error.user)
-        except RunnerLost as error:
-            self._not_started(number, str(error), False)
-        else:
-            runner.ticket, runner.begun, runner.since = None, self._watch.now(), self._clock()
-            self._failed_starts, self._start_again = 0, float("-inf")
-            self._agreed = AGREED  # it has no groups yet: see who can give it some
-
-    def _not_started(self, number: int, reason: str, user: bool) -> None:
-        del self._runners[number]
-        self._fleet.kill(number)
-        self._failed_starts += 1
-        self._events.append(f"runner {number} could not be started: {reason}")
-        enough = self._failed_starts >= self._limits.strikes
-        if (user and not any(r.live for r in self._runners.values())) or (enough and not self._runners):
-            raise ShoalError(f"no env runner can be started: {reason}")
-        if user or enough:
-            self._start_again = self._clock() + RETRY_SECONDS
+        self._staff.resize(runners, self._groups, why)
+        self._homes.changed()
 
     def _lose(self, number: int, reason: str, *, blame: bool = True, strike: bool = True) -> None:
         """A runner is gone: its orders wait again, and its groups have no home. The group that it was at work
@@ -267,7 +225,7 @@ class Pool:
         # What was sent of this group after the failed order goes on from a broken state.
         runner.sent = deque(s._replace(void=True) if s.group == n else s for s in runner.sent)
         runner.opened.add(n)  # in part at least
-        self._leave(n)
+        self._homes.leave(n)
         self._strike(n, str(error))
 
     def _strike(self, number: int, reason: str) -> None:
@@ -292,27 +250,14 @@ class Pool:
     # -- silence -----------------------------------------------------------------------------------------
 
     def _silence(self, runner: Runner) -> tuple[float, bool]:
-        """(seconds until a runner's silence has lasted too long, whether its group cannot have more)."""
-        if not runner.live:
-            seconds, all_of_it = self._limits.start, True
-        elif runner.pinged is not None:
-            seconds, all_of_it = self._limits.slack, False
-        elif not runner.sent:
-            return float("inf"), False
-        else:
-            group = runner.sent[0].group
-            first = group not in runner.opened
-            seconds, all_of_it = allowed(
-                self._usual, self._limits, first=first, hangs=self._groups[group].hangs
-            )
-        return runner.begun + seconds - self._watch.now(), all_of_it
+        """See `deadlines.silence`."""
+        hangs = self._groups[runner.sent[0].group].hangs if runner.sent else 0
+        return silence(runner, hangs, self._usual, self._limits, self._watch.now())
 
     def _next_deadline(self) -> float:
         """Seconds until somebody's silence has lasted too long, or a runner may be started again."""
         seconds = [self._silence(runner)[0] for runner in self._runners.values()]
-        if self._start_again > float("-inf"):
-            seconds.append(max(0.01, self._start_again - self._clock()))
-        return min(seconds, default=float("inf"))
+        return min([*seconds, max(0.01, self._staff.pause)])
 
     def _find_hung(self) -> None:
         for number, runner in list(self._runners.items()):
@@ -320,74 +265,13 @@ class Pool:
             if left > 1e-6:
                 continue
             if not runner.live:
-                self._not_started(number, f"not ready after {self._limits.start:.0f} s", False)
+                self._staff.failed(number, f"not ready after {self._limits.start:.0f} s", False)
                 continue
             self.counts.hung += 1
             if runner.sent:
                 self._groups[runner.sent[0].group].hangs += 1
             silent = self._watch.now() - runner.begun
             self._lose(number, f"silent for {silent:.1f} s", strike=all_of_it)
-
-    # -- homes -------------------------------------------------------------------------------------------
-
-    def _leave(self, number: int) -> None:
-        """End a group's stay on its runner, and have it closed there."""
-        group = self._groups[number]
-        runner = self._runners.get(NOWHERE if group.home is None else group.home)
-        if runner is not None and number in runner.opened:
-            assert group.home is not None
-            runner.opened.discard(number)
-            self._fleet.drop(group.home, number)
-        group.leave()
-
-    def _hosts(self) -> dict[int, float | None]:
-        return {n: r.seconds for n, r in self._runners.items() if r.live and not r.retiring}
-
-    def _seats(self) -> dict[int, Seat]:
-        return {
-            n: Seat(g.home if g.target is None else g.target, g.suspect)
-            for n, g in self._groups.items()
-            if not g.given_up
-        }
-
-    def _settle(self) -> None:
-        """Let groups move that shall, find places for those that need one, and let empty runners go."""
-        for number, runner in seats(self._seats(), self._hosts()).items():
-            group = self._groups[number]
-            if group.home is not None:
-                group.target = None if runner == group.home else runner
-            elif runner != NOWHERE:
-                group.home = runner
-        for number, group in self._groups.items():
-            if group.target is not None and not group.under_way:
-                home = group.target if group.target in self._runners else None
-                self._leave(number)
-                group.home = home
-                self.counts.moves += 1
-        for number, runner in list(self._runners.items()):
-            if runner.retiring and not any(number in (g.home, g.target) for g in self._groups.values()):
-                del self._runners[number]
-                self._fleet.kill(number)
-
-    def _balance(self) -> bool:
-        """Now and then, give groups of slow runners to others, where that has seemed right for a while."""
-        now = self._clock()
-        if now - self._balanced < REBALANCE_SECONDS and self._agreed < AGREED:
-            return False
-        self._balanced = now
-        placed, hosts = self._seats(), self._hosts()
-        taken = {seat.runner for seat in placed.values() if seat.suspect}
-        open_to_all = {runner: seconds for runner, seconds in hosts.items() if runner not in taken}
-        moves = better_homes(loads_of(placed, open_to_all))
-        self._agreed = self._agreed + 1 if moves else 0
-        if self._agreed < AGREED:
-            return False
-        self._agreed = 0
-        for group, (runner, why) in moves.items():
-            home = self._groups[group].home
-            self._groups[group].target = None if runner == home else runner
-            self._events.append(f"group {group} moves to runner {runner}: {why}")
-        return True
 
     def _send(self) -> None:
         """Give every runner orders of its groups, the group that is furthest behind first."""
@@ -414,25 +298,38 @@ class Pool:
 
     # -- what is said of it ------------------------------------------------------------------------------
 
+    @property
+    def wanted(self) -> int:
+        """Runners that there shall be."""
+        return self._staff.wanted
+
     def saved(self, group: int) -> Any:
         """The group's state after its last delivered fragment."""
         return self._groups[group].saved
 
     def figures(self) -> dict[str, float]:
-        """How the runners do, since the last call. runners_idle: the share of their time that they did not
-        work. waiting: the share of this process's time that it waited for fragments."""
+        """How the runners do, since the last call; their number may change by that, where it is elastic.
+
+        runners_idle: the share of their time that they did not work. waiting: the share of this process's
+        time that it waited for fragments.
+        """
         now = self._clock()
         live = [runner for runner in self._runners.values() if runner.live]
         there = sum(now - runner.since for runner in live)
         busy = sum(min(runner.busy, now - runner.since) for runner in live)
-        waiting = self._waited / max(now - self._since, 1e-9)
+        idle = 1.0 - busy / there if there > 0 else 0.0
+        seconds = max(now - self._since, 1e-9)
+        waiting = min(1.0, self._waited / seconds)
         for runner in live:
             runner.busy, runner.since = 0.0, now
         self._since, self._waited = now, 0.0
+        decision = self._elastic and self._elastic(self.wanted, seconds, waiting, idle)
+        if decision:
+            self.resize(decision.runners, decision.why)
         return {
             "runners": len(live),
-            "runners_idle": 1.0 - busy / there if there > 0 else 0.0,
-            "waiting": min(1.0, waiting),
+            "runners_idle": idle,
+            "waiting": waiting,
             "restarts": self.counts.restarts,
             "moves": self.counts.moves,
         }

@@ -1,0 +1,102 @@
+"""Time to recover: from SIGKILL of a random env runner to the first fragment of the groups that it hosted.
+
+    python benchmarks/recovery.py [kills] [environment ...]
+
+PPO, 2 runners, 4 groups. Printed for each environment, in seconds: median, 95th percentile and maximum, and
+how much of it the survivor took to rebuild the environments of that fragment. The machine's load is said too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shoal import PPO, Cluster, Trainer
+from shoal.execution.cluster.orders import Delivery
+
+CASES: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {"algorithm": PPO(rollout_length=128), "envs": 16},
+    "HalfCheetah-v5": {"algorithm": PPO(rollout_length=128), "envs": 8},
+}
+
+
+class Recovery(NamedTuple):
+    """seconds: from the kill to the fragment. noticed: until the pool knew. rebuild: of its environments."""
+
+    seconds: float
+    noticed: float
+    rebuild: float
+
+
+def measure(env: str, kills: int) -> list[Recovery]:
+    case, random = CASES[env], Random(0)
+    on = Cluster(runners=2, groups=4, envs=case["envs"], cpus=0.5)
+    found: list[Recovery] = []
+    with Trainer(case["algorithm"], env, seed=0, on=on) as trainer:
+        pool: Any = trainer._run._pool  # type: ignore[attr-defined]
+        asked: dict[str, Any] = {}  # the kill that is under way
+        deliveries, lose = pool.deliveries, pool._lose
+
+        def watched(timeout: float) -> list[Delivery]:
+            strike_if_due()
+            arrived = deliveries(timeout)
+            for d in arrived:
+                if asked and d.report.group in asked["groups"] and d.runner != asked["runner"]:
+                    seconds = time.perf_counter() - asked["at"]
+                    found.append(Recovery(seconds, asked["noticed"], d.report.spent["rebuild"]))
+                    asked.clear()
+            return arrived
+
+        def noticing(number: int, *what: Any, **how: Any) -> None:
+            if asked and number == asked["runner"]:
+                asked["noticed"] = time.perf_counter() - asked["at"]
+            lose(number, *what, **how)
+
+        due = [0.0]
+
+        def strike_if_due() -> None:
+            """In mid-fragment, when both runners live and have two groups each."""
+            pool.tend()
+            homes = [group.home for group in pool._groups.values()]
+            settled = len(set(homes)) == 2 and all(homes.count(n) == 2 for n in homes)
+            if asked or not settled or time.perf_counter() < due[0]:
+                return
+            runner = random.choice(sorted(set(homes)))
+            if not pool._runners[runner].sent:
+                return
+            time.sleep(random.uniform(0.0, 0.05))
+            groups = {n for n, group in pool._groups.items() if group.home == runner}
+            identity = pool._fleet.identities()[runner]
+            asked.update(runner=runner, groups=groups, at=time.perf_counter())
+            os.kill(identity[1], signal.SIGKILL)
+            due[0] = time.perf_counter() + 0.5
+
+        for _ in range(5):
+            trainer.train()
+        pool.deliveries, pool._lose = watched, noticing
+        while len(found) < kills:
+            trainer.train()
+    return found
+
+
+def main(kills: int, names: list[str]) -> None:
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {kills} kills each")
+    print("| environment | median | 95 % | most | noticed after (median) | rebuilding (median, most) |")
+    print("|---|---|---|---|---|---|")
+    for name in names:
+        table = np.array(measure(name, kills))
+        (median, noticed, rebuild), most = np.median(table, axis=0), table.max(axis=0)
+        p95 = np.quantile(table[:, 0], 0.95)
+        figures = f"{median:.3f} | {p95:.3f} | {most[0]:.3f} | {noticed:.3f} | {rebuild:.3f}, {most[2]:.3f}"
+        print(f"| {name} | {figures} |")
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 30, sys.argv[2:] or list(CASES))
