@@ -117,7 +117,8 @@ def costs(fragments: Sequence[Mapping[str, Any]], published: Sequence[float]) ->
         note("driver: fetch the trajectory", f["fetch"])
         if f["entered"] < f["ended"]:
             note("result on its way to a waiting driver", f["seen"] - f["ended"])
-    found["driver: publish parameters"] = [x * MICRO for x in published]
+    for nanoseconds in published:
+        note("driver: publish parameters", nanoseconds)
     return {
         name: {"median": statistics.median(values), "p95": p95(values), "count": len(values)}
         for name, values in found.items()

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from shoal.envs.errors import EnvError
 from shoal.errors import ShoalError
@@ -22,15 +24,22 @@ from shoal.execution.cluster.stepper import Stepper
 from shoal.recipe import Experiment, Recipe
 
 AHEAD = 2  # orders that a stepper follows at a time: one asks, the other steps
-
-
 NO_GROUP = -1
+GROUPED = ("PACK", "STRICT_PACK", "STRICT_SPREAD")
+PLACE_SECONDS = 20.0
+# Small parameters travel within each order: a put and a fetch through the store cost more than the copies.
+# Ray itself puts arguments above 100 kB there, for every call anew.
+WITHIN_BYTES = 64 << 10
 FETCH_SECONDS = 10.0  # for a report, which is small, once its trajectory is here
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What Ray is asked for each runner. strategy: "SPREAD" over nodes, or "DEFAULT", which fills them."""
+    """What Ray is asked for each runner. strategy: "SPREAD" over nodes, or "DEFAULT", which fills them; or
+    one of a placement group, which holds the resources of all `runners` from the start: "PACK" (on few
+    nodes), "STRICT_PACK" (on one) and "STRICT_SPREAD" (each on another)."""
+
+    runners: int
 
     cpus: float = 1.0
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -86,11 +95,12 @@ class RayFleet:
     def __init__(self, crew: Crew, placement: Placement) -> None:
         remote: Any = ray.remote(crew.actor)
         self._crew = crew
+        self._place = _group(placement) if placement.strategy in GROUPED else None
         self._actor = remote.options(
             num_cpus=placement.cpus,
             num_gpus=0,
             resources=dict(placement.resources),
-            scheduling_strategy=placement.strategy,
+            scheduling_strategy=_within(self._place) if self._place else placement.strategy,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=crew.threads,
@@ -106,8 +116,10 @@ class RayFleet:
         return Ticket(ready)
 
     def publish(self, params: Any) -> Any:
-        reference = ray.put(params)
-        return reference if self._crew.resolve else [reference]
+        if not self._crew.resolve:
+            return [ray.put(params)]
+        small = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= WITHIN_BYTES
+        return params if small else ray.put(params)
 
     def send(self, runner: int, order: Order, params: Any) -> Ticket:
         report, trajectory = self._runners[runner].collect.options(num_returns=2).remote(order, params)
@@ -161,6 +173,25 @@ class RayFleet:
             self.kill(runner)
         if self._crew.beside is not None:
             self._crew.beside.close()
+        if self._place is not None:
+            remove_placement_group(self._place)
+
+
+def _group(placement: Placement) -> PlacementGroup:
+    """Room for all runners, held as one. Raises ShoalError where the cluster cannot give it."""
+    each = {"CPU": placement.cpus, **placement.resources}
+    group = placement_group([dict(each) for _ in range(placement.runners)], strategy=placement.strategy)
+    if not group.wait(PLACE_SECONDS):
+        remove_placement_group(group)
+        raise ShoalError(
+            f"the cluster has had no room for {PLACE_SECONDS:.0f} s for {placement.runners} runners of {each} "
+            f"placed by {placement.strategy}: ask for fewer, or for less, or leave the strategy at SPREAD"
+        )
+    return group
+
+
+def _within(group: PlacementGroup) -> PlacementGroupSchedulingStrategy:
+    return PlacementGroupSchedulingStrategy(group)
 
 
 def _put(given: Any) -> Any:
