@@ -208,7 +208,7 @@ class TestTheProgram:
             ),
             (
                 ["train", "ppo", "CartPole-v1", "--on", "cluster", "--runners", "0"],
-                "runners must be at least 1",
+                "a number of at least 1, got 0",
             ),
             (
                 ["train", "ppo", "CartPole-v1", "--on", "cluster", "--groups", "3"],

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import shoal
-from shoal.cli_cluster import begun_early
 from shoal.errors import ShoalError, did_you_mean
 from shoal.signals import INTERRUPTED
 
@@ -127,7 +126,9 @@ def _flat(text: object) -> str:
 
 def train(arguments: list[str], failure: Failure) -> int:
     """shoal train ALGORITHM ENV ..."""
-    failure.last.enter_context(begun_early("train", arguments))
+    from shoal import cli_cluster
+
+    failure.last.enter_context(cli_cluster.begun_early("train", arguments))
     from shoal import cli_train
 
     return cli_train.train(arguments, failure.in_run)
@@ -135,7 +136,9 @@ def train(arguments: list[str], failure: Failure) -> int:
 
 def resume(arguments: list[str], failure: Failure) -> int:
     """shoal resume RUN ..."""
-    failure.last.enter_context(begun_early("resume", arguments))
+    from shoal import cli_cluster
+
+    failure.last.enter_context(cli_cluster.begun_early("resume", arguments))
     from shoal import cli_train
 
     return cli_train.resume(arguments, failure.in_run)

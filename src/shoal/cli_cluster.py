@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from shoal.cli_options import OnCluster
     from shoal.execution import Executor
 
-_FIRST = {"address": str, "runners": int, "cpus": float, "policy_actors": int, "policy_cpus": float}
+_FIRST = {"address": str, "runners": str, "min_runners": int, "cpus": float}
+_FIRST |= {"policy_actors": int, "policy_cpus": float}
 
 
 @contextlib.contextmanager
@@ -50,13 +51,13 @@ def _wanted(command: str, arguments: Sequence[str]) -> Cluster | None:
             was = json.loads((Path(found.place) / "config.json").read_bytes())["on"]
         if (found.on or was["name"]) != "cluster":
             return None
-        known = {field.name for field in dataclasses.fields(Cluster)} - {"envs", "groups", "per_update"}
-        settings = {name: value for name, value in was.items() if name in known}
         flags = {name: getattr(found, name) for name in (*_FIRST, "inline")}
-        settings |= {name: value for name, value in flags.items() if value is not None and name in known}
-        settings |= {"resources": amounts(found.resources)} if found.resources else {}
-        runners = settings.get("runners", Cluster.runners)
-        return Cluster(**settings, envs=runners, groups=runners)
+        flags["resources"] = amounts(found.resources) or None
+        known = {name: value for name, value in was.items() if name in flags}
+        known |= {name: value for name, value in flags.items() if value is not None}
+        least, runners = known.pop("min_runners", 1), known.pop("runners", Cluster.runners)
+        count = least if runners == "auto" else int(runners)
+        return Cluster(**known, runners=count, envs=count, groups=count)
     return None
 
 

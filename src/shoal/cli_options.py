@@ -91,8 +91,12 @@ class Run:
 class OnCluster:
     """With --on cluster: env runners on Ray, the learner in this process."""
 
-    runners: int | None = None
-    """Env runners (2 unless told). How many is not part of the experiment, where nothing is asynchronous."""
+    runners: int | Literal["auto"] | None = None
+    """Env runners (2 unless told); auto follows who waits for whom. Not part of a synchronous experiment."""
+    min_runners: int | None = None
+    """With --runners auto: how many there are at first and at least (1)."""
+    max_runners: int | None = None
+    """With --runners auto: how many there are at most; None is one for each group."""
     address: str | None = None
     """A running Ray cluster to join: host:port, or auto for one on this machine. None starts Ray here."""
     inline: bool = False
@@ -101,8 +105,9 @@ class OnCluster:
     """CPUs that each runner asks Ray for (1 unless told)."""
     resources: tuple[str, ...] = ()
     """What else each runner asks Ray for, as NAME=AMOUNT ..."""
-    strategy: Literal["SPREAD", "DEFAULT"] | None = None
-    """Runners spread over the machines (SPREAD, unless told), or one machine filled after another."""
+    strategy: Literal["SPREAD", "DEFAULT", "PACK", "STRICT_PACK", "STRICT_SPREAD"] | None = None
+    """Runners spread over the machines (SPREAD, unless told), or one machine filled after another (DEFAULT);
+    the others hold the room of all runners as a placement group."""
     per_update: int | None = None
     """Asynchronous algorithms: fragments that an update learns from; None is half of the groups."""
     policy_actors: int | None = None
@@ -301,7 +306,7 @@ def one_line(box: str, prog: str) -> str:
 
 
 def _in_words(form: str) -> str:
-    names = {"INT": "a whole number", "FLOAT": "a number", "STR": "text", "{None}": "None"}
+    names = {"INT": "a whole number", "FLOAT": "a number", "STR": "text", "{None}": "None", "{auto}": "auto"}
     if form.startswith("["):
         return {"[INT [INT ...]]": "whole numbers", "[FLOAT [FLOAT ...]]": "numbers"}.get(form, form)
     parts = [names.get(part, part) for part in form.split("|")]
