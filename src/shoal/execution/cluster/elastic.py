@@ -97,8 +97,8 @@ class Elastic:
         self._last, self._agreed = 0, 0
 
     def look(self, runners: int, seconds: float, waiting: float, idle: float) -> Decision | None:
-        """What to change, if anything. runners: wanted now. seconds: for which waiting and idle (see `Figures`)
-        were measured."""
+        """What to change, if anything. runners: wanted now. seconds: for which waiting and idle were measured
+        (see `Figures`)."""
         now = self._clock()
         if now - self._asked >= CLUSTER_SECONDS:
             self._asked, self._space = now, self._room()
