@@ -156,9 +156,9 @@ def test_other_replays_can_be_sharded_too(changes: dict[str, Any]) -> None:
 
 @in_a_hurry
 def test_a_run_goes_on_from_its_checkpoint_whatever_the_shards() -> None:
-    algorithm = apex(capacity=1000)
+    algorithm = apex(capacity=600, learning_starts=100)
     run = started(algorithm)
-    for _ in range(40):
+    for _ in range(12):  # more than a ring holds
         run.iterate()
     saved = {f"run/{path}": np.array(array) for path, array in flatten(run.save()).items()}
     check_account(run)
@@ -187,7 +187,7 @@ def test_a_run_goes_on_from_its_checkpoint_whatever_the_shards() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "on", "message"),
     [
-        (apex(), {"replay_shards": 5}, "replay_shards must be between 0 and 4, the number of groups, got 5"),
+        (apex(), {"replay_shards": 5}, "replay_shards must be between 0 and 4, "),
         (PPO(), {}, "replay shards are for algorithms with a replay and staleness"),
         (DQN(), {}, "replay shards are for algorithms with a replay and staleness"),
         (apex(capacity=100), {}, "a replay capacity of 100 is too small for 8 environments"),

@@ -368,6 +368,7 @@ def test_a_silent_shard_is_replaced_and_one_that_fails_again_and_again_ends_the_
     pool.poll(0.0)
     assert pool.restores == 1 and fleet.kills == 1
     pool.poll(0.0)
+    assert pool.take_events()[-1] == "replay shard 1 has what it had again, after 0.0 s"
     assert take(pool, key_for(0, "y"), 1, 8).counts.keys() == {0, 1}
     fleet.start = lambda shard: (fleet.dead.add(shard), (shard, None))[1]  # pyright: ignore
     fleet.dead.add(1)

@@ -65,6 +65,7 @@ class _Shard:
     life: int = 0
     ready: bool = False  # it has all that it should have
     losses: int = 0
+    begun: float = 0.0
     stocks: dict[int, Stock] = field(default_factory=dict)
     rankings: Any = field(default_factory=dict)  # the last that it told
     unranked: int = 0
@@ -255,6 +256,7 @@ class ShardPool:
     def _start(self, s: int) -> None:
         """Have a shard with all that it should have."""
         shard = self._shards[s]
+        shard.begun = self._clock()
         self._sent(s, _Call(self._fleet.start(s), lambda _: None, slow=True))
         if shard.rankings:  # first of all for the highest, which rows without a first priority get
             self._call(s, "rank", shard.rankings, answered=lambda _: None, slow=True)
@@ -267,6 +269,9 @@ class ShardPool:
 
         def ready(stocks: dict[int, Stock]) -> None:
             shard.ready, shard.stocks = True, stocks
+            if shard.life:
+                seconds = self._clock() - shard.begun
+                self.events.append(f"replay shard {s} has what it had again, after {seconds:.1f} s")
 
         self._call(s, "rank", shard.rankings, answered=ready, slow=True)
 
