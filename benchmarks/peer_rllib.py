@@ -148,7 +148,9 @@ def main() -> None:
         result = algorithm.train()
         episodes = result["env_runners"].get("num_episodes_lifetime", 0)
         mean = result["env_runners"].get("episode_return_mean") if episodes >= 100 else None
-        done = run.mark(result["num_env_steps_sampled_lifetime"], None if mean is None else float(mean))
+        steps = int(result["num_env_steps_sampled_lifetime"])
+        if steps:  # IMPALA returns after a second, whether anything has come or not
+            done = run.mark(steps, None if mean is None else float(mean))
     what = {
         "runners": runners,
         "learners": learners,
