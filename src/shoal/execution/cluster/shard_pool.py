@@ -26,7 +26,7 @@ from shoal.keys import fold, uniform
 from shoal.types import Array, Key
 
 START_SECONDS = 120.0  # until a shard must be ready, or have loaded or saved a ring
-SLACK_SECONDS, PATIENCE = 10.0, 10.0  # a shard is hung after 10 s and 10 times the longest answer of late
+SLACK_SECONDS, PATIENCE = 3.0, 10.0  # a shard is hung after 3 s and 10 times the longest answer of late
 STRIKES = 3  # losses of a shard in a row, without a word of it between them
 RANK_EVERY = 64  # insertions into a shard until it says its priorities again
 LOOK_AHEAD = 64  # answers of one shard that are waited for at a time
