@@ -40,12 +40,14 @@ class LearnKeys(NamedTuple):
 class Learning:
     """The learner's side of an iteration.
 
-    begin: the first store, from a Trajectory of anything with shape and dtype. take: (state, store,
+    begin: the first store, from a Trajectory of anything with shape and dtype. warm: on the host, compile
+    what can be compiled before there is experience, from a state and such a Trajectory. take: (state, store,
     trajectory, keys, iteration) -> (state, store, metrics, number of gradient steps or None where it is
     always the same). save, load: the store as arrays for a checkpoint, and from one.
     """
 
     begin: Callable[[Trajectory], Any]
+    warm: Callable[[State, Trajectory], None]
     take: Callable[[State, Any, Trajectory, LearnKeys, Any], tuple[State, Any, Metrics, Any]]
     save: Callable[[Any], Any]
     load: Callable[[Any, Mapping[str, np.ndarray], str], Any]
@@ -59,14 +61,21 @@ def learning_of(agent: Agent, spec: EnvSpec, envs: int, *, host: bool) -> Learni
         return _replayed(agent, plan, spec, envs, host)
     count, what = (envs, "environments' fragments") if plan.sequences else (envs * plan.rows, "rows")
     divides(plan.minibatches, count, "minibatches", what)
-    learn = jax.jit(agent.learn) if host else agent.learn
+    learn: Any = jax.jit(agent.learn) if host else agent.learn
 
     def take(state: State, store: Any, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
         update = learn(state, trajectory, fold(keys.learn, iteration))
         return update.state, store, update.metrics, None
 
+    def warm(state: State, form: Trajectory) -> None:
+        learn.lower(state, form, np.zeros(2, np.uint32)).compile()
+
     return Learning(
-        begin=lambda form: (), take=take, save=lambda store: (), load=lambda store, saved, prefix: ()
+        begin=lambda form: (),
+        warm=warm,
+        take=take,
+        save=lambda store: (),
+        load=lambda store, saved, prefix: (),
     )
 
 
@@ -87,7 +96,7 @@ class Store(NamedTuple):
 def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) -> Learning:
     layout = replay.Layout.of(plan, spec, envs)
     most = replay.most_updates(plan, envs)
-    compiled = jax.jit if host else lambda function: function
+    compiled: Any = jax.jit if host else lambda function: function
 
     @compiled
     def observe(state: State, trajectory: Trajectory) -> State:
@@ -100,6 +109,9 @@ def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) 
     def begin(form: Trajectory) -> Store:
         store = Store(replay.empty(layout, form, np if host else jnp), replay.begin(plan))
         return store if host else jax.tree.map(jnp.asarray, store)
+
+    def warm(state: State, form: Trajectory) -> None:
+        observe.lower(state, form).compile()
 
     def take(state: State, store: Store, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
         memory = replay.insert(layout, store.memory, trajectory)
@@ -126,4 +138,4 @@ def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) 
         memory = replay.load(layout, store.memory, saved, f"{prefix}/memory")
         return Store(memory, replay.Credit(**credit))
 
-    return Learning(begin=begin, take=take, save=save, load=load)
+    return Learning(begin=begin, warm=warm, take=take, save=save, load=load)

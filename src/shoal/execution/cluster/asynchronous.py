@@ -64,7 +64,9 @@ class AsynchronousRun:
         self._keys = LearnKeys.of(seed)
         self._flow = Flow(pool, groups, agent.begin(size), ahead)
         self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
-        self._store = self._learning.begin(fragment_form(agent, spec, size * per_update, self.state))
+        form = fragment_form(agent, spec, size * per_update, self.state)
+        self._store = self._learning.begin(form)
+        self._learning.warm(self.state, form)  # while the runners start
         self._version = 0  # updates made
         self._queue: deque[Delivery] = deque()
         self.account = Account()

@@ -16,6 +16,7 @@ import jax
 from shoal import evaluation
 from shoal.errors import ShoalError
 from shoal.evaluation import Deferred, Evaluation
+from shoal.execution.cluster.luggage import Luggage, pack, unpack
 from shoal.execution.unroll import act_row
 from shoal.recipe import Experiment, Recipe
 from shoal.runtime import configure
@@ -26,10 +27,12 @@ RETRIES = 3  # of one task, each time its worker or its node dies
 _players: dict[str, Any] = {}  # in a worker: the agent and environments of the last evaluation's recipe
 
 
-def play(name: str, recipe: Recipe, seed: int, params: Params, episodes: int, numbers: Sequence[int]) -> Any:
-    """The task: the waves of these numbers. name: of the recipe, for as long as the run lasts."""
-    # Its arguments brought JAX with them, but it has not started: no accelerator is touched.
-    jax.config.update("jax_platforms", "cpu")
+def play(
+    name: str, luggage: Luggage, seed: int, params: Params, episodes: int, numbers: Sequence[int]
+) -> Any:
+    """The task: the waves of these numbers. luggage: the Recipe, and its name for as long as the run lasts."""
+    recipe: Recipe = unpack(luggage)
+    jax.config.update("jax_platforms", "cpu")  # this module has imported JAX, but JAX has not started
     configure(recipe.threads)
     if name not in _players:
         source = recipe.source()
@@ -53,7 +56,7 @@ class RayEvaluator:
         import ray
 
         if self._put is None:
-            self._put = ray.put(self._recipe)
+            self._put = ray.put(pack(self._recipe))
         task: Any = ray.remote(num_cpus=0, num_gpus=0, max_retries=RETRIES)(play)
         waves = evaluation.waves(episodes)
         shares = [range(waves)[i :: self._tasks] for i in range(min(waves, self._tasks))]

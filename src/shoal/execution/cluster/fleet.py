@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shoal.envs.errors import EnvError
 from shoal.errors import ShoalError
 from shoal.execution.cluster.inference import PolicyActors
+from shoal.execution.cluster.luggage import pack
 from shoal.execution.cluster.orders import CollectFailed, Order, RunnerLost, Ticket
 from shoal.execution.cluster.runner import EnvRunner
 from shoal.execution.cluster.session import kill_process
@@ -39,8 +40,7 @@ class Placement:
     one of a placement group, which holds the resources of all `runners` from the start: "PACK" (on few
     nodes), "STRICT_PACK" (on one) and "STRICT_SPREAD" (each on another)."""
 
-    runners: int
-
+    runners: int = 1
     cpus: float = 1.0
     resources: Mapping[str, float] = field(default_factory=dict)
     strategy: str = "SPREAD"
@@ -66,16 +66,16 @@ class Crew:
 
 def env_runners(recipe: Recipe, seed: int, size: int, *, sharded: bool = False, fetch: bool = True) -> Crew:
     """Runners that act themselves. sharded: they divide fragments for replay shards. fetch: see `Crew`."""
-    arguments = _put(recipe), seed, size, sharded
+    arguments = ray.put(pack(recipe)), seed, size, sharded
     return Crew(actor=EnvRunner, arguments=lambda runner: arguments, fetch=fetch)
 
 
 def steppers(experiment: Experiment, groups: int, size: int, count: int, cpus: float, gpus: float) -> Crew:
     """Runners that step environments, and `count` policy actors that act for them."""
     recipe, agent = experiment.recipe, experiment.agent
-    _put(recipe)  # for its error; an actor that is restarted needs the value, for references end
-    actors = PolicyActors(recipe, size, count, groups, cpus, gpus, kill_process)
-    env, fresh = _put(dict(recipe.env)), jax.device_get(agent.begin(size))
+    # By value: a reference would end before an actor that is restarted.
+    actors = PolicyActors(pack(recipe), size, count, groups, cpus, gpus, kill_process)
+    env, fresh = ray.put(pack(dict(recipe.env))), jax.device_get(agent.begin(size))
 
     def arguments(runner: int) -> tuple[Any, ...]:
         return env, agent.plan.rows, fresh, experiment.seed, size, actors.handles[runner % count]
@@ -184,7 +184,7 @@ def _group(placement: Placement) -> PlacementGroup:
     if not group.wait(PLACE_SECONDS):
         remove_placement_group(group)
         raise ShoalError(
-            f"the cluster has had no room for {PLACE_SECONDS:.0f} s for {placement.runners} runners of {each} "
+            f"the cluster had no room within {PLACE_SECONDS:.0f} s for {placement.runners} runners of {each} "
             f"placed by {placement.strategy}: ask for fewer, or for less, or leave the strategy at SPREAD"
         )
     return group
@@ -194,16 +194,6 @@ def _within(group: PlacementGroup) -> PlacementGroupSchedulingStrategy:
     return PlacementGroupSchedulingStrategy(group)
 
 
-def _put(given: Any) -> Any:
-    try:
-        return ray.put(given)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ShoalError(
-            f"the environment, a wrapper or the algorithm cannot be sent to env runners: {error}; give a "
-            "class or function that can be imported, or one that holds nothing but plain data"
-        ) from error
-
-
 def _get(ref: Any) -> Any:
     try:
         return ray.get(ref, timeout=FETCH_SECONDS)
@@ -211,7 +201,7 @@ def _get(ref: Any) -> Any:
         cause = error.cause
         if isinstance(cause, ShoalError):
             raise CollectFailed(str(cause), user=not isinstance(cause, EnvError)) from None
-        raise CollectFailed(f"{type(cause).__name__}: {cause}", user=False) from None
+        raise CollectFailed(f"{type(cause).__name__}: {_first_line(cause)}", user=False) from None
     except RayActorError as error:
         raise RunnerLost(_first_line(error)) from None
     except ObjectLostError as error:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shoal import trees
+from shoal.execution.cluster.luggage import Luggage, unpack
 
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
@@ -93,8 +94,9 @@ class Batcher:
 class PolicyActor:
     """The Ray actor, an asynchronous one: who asks while others wait joins them."""
 
-    def __init__(self, recipe: Recipe, size: int, most: int) -> None:
-        """most: so many groups may ask at a time; they are answered without waiting for more."""
+    def __init__(self, luggage: Luggage, size: int, most: int) -> None:
+        """luggage: the Recipe. most: so many groups may ask at a time; they are answered without waiting."""
+        recipe: Recipe = unpack(luggage, gpu=True)
         from shoal.execution.cluster.session import process_identity
         from shoal.runtime import configure
 
@@ -152,7 +154,7 @@ class PolicyActors:
 
     def __init__(
         self,
-        recipe: Recipe,
+        luggage: Luggage,
         size: int,
         count: int,
         most: int,
@@ -165,7 +167,7 @@ class PolicyActors:
         remote: Any = ray.remote(PolicyActor)
         # Ray starts a dead one anew and asks again what was not answered.
         actor = remote.options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)
-        self.handles = [actor.remote(recipe, size, most) for _ in range(count)]
+        self.handles = [actor.remote(luggage, size, most) for _ in range(count)]
         self._kill = kill
         self._greeted: list[tuple[Any, float]] = [(h.identity.remote(), float("inf")) for h in self.handles]
         self._identity: list[Any] = [None] * count

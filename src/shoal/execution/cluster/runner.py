@@ -6,10 +6,10 @@ JAX looks at its settings when it starts.
 
 from __future__ import annotations
 
-import os
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.orders import Order, Report
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ class EnvRunner:
     """The Ray actor. It is ready when `begin` has returned: what goes wrong there reaches the driver as it
     is, which the error of a constructor does not."""
 
-    def begin(self, recipe: Recipe, seed: int, size: int, sharded: bool = False) -> Any:
-        """Build the agent. sharded: fragments go to replay shards. Returns the identity of this process (see
-        `session.process_identity`)."""
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    def begin(self, luggage: Luggage, seed: int, size: int, sharded: bool = False) -> Any:
+        """Build the agent. luggage: the Recipe. sharded: fragments go to replay shards. Returns the identity
+        of this process (see `session.process_identity`)."""
+        recipe: Recipe = unpack(luggage)
         from shoal.execution.cluster.session import process_identity
         from shoal.runtime import configure
 

@@ -12,6 +12,7 @@ import numpy as np
 from shoal import trees
 from shoal.envs import resolve
 from shoal.execution.cluster.inference import Answer, Ask
+from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.orders import Order, Report
 from shoal.execution.rollout import host_unroll
 from shoal.keys import fold, key_for
@@ -29,8 +30,10 @@ class Stepper:
     One group has at most one order under way: the driver sees to it.
     """
 
-    def begin(self, env: Mapping[str, Any], rows: int, carry: Any, seed: int, size: int, policy: Any) -> Any:
-        """policy: the policy actor; for the rest see `prepare`. Returns the identity of this process."""
+    def begin(self, luggage: Luggage, rows: int, carry: Any, seed: int, size: int, policy: Any) -> Any:
+        """luggage: the arguments of `resolve`. policy: the policy actor. For the rest see `prepare`. Returns
+        the identity of this process."""
+        env = unpack(luggage)
         from shoal.execution.cluster.session import process_identity
 
         self.prepare(env, rows, carry, seed, size, _asking(policy))

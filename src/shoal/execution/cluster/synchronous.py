@@ -41,7 +41,9 @@ class SynchronousRun:
         self._carry = agent.begin(size)
         self._iteration = 0
         self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
-        self._store = self._learning.begin(fragment_form(agent, spec, size * groups, self.state))
+        form = fragment_form(agent, spec, size * groups, self.state)
+        self._store = self._learning.begin(form)
+        self._learning.warm(self.state, form)  # while the runners start
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned."""

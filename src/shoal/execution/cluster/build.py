@@ -1,0 +1,98 @@
+"""From the settings of a Cluster to a started run: Ray, runners under supervision, policy actors, shards."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from shoal.errors import ShoalError
+from shoal.execution import Run, group_size
+from shoal.execution.cluster.asynchronous import AsynchronousRun
+from shoal.execution.cluster.elastic import Bounds, Elastic, room_for
+from shoal.execution.cluster.inline import InlineFleet
+from shoal.execution.cluster.parcels import parcel
+from shoal.execution.cluster.pool import Limits, Pool
+from shoal.execution.cluster.runner import Collector
+from shoal.execution.cluster.sharded import ShardedRun, layout_of, shards_of
+from shoal.execution.cluster.synchronous import SynchronousRun
+from shoal.execution.host import Host
+from shoal.recipe import Experiment
+from shoal.types import Replay
+
+if TYPE_CHECKING:
+    from shoal.execution.cluster import Cluster
+
+
+def start(on: Cluster, experiment: Experiment) -> Run:
+    """Raises ShoalError where the settings, the algorithm and the cluster do not fit together; nothing is
+    left running then."""
+    groups, plan = on.in_groups, experiment.agent.plan
+    size = group_size(on.envs, groups)
+    replayed = plan.staleness > 0 and isinstance(plan, Replay)
+    _check(on, waits=not plan.staleness, replayed=replayed)
+    if replayed:
+        layout_of(experiment, groups, size)  # a capacity that does not fit is said before anything starts
+    undo = ExitStack()
+    try:
+        pool = _pool(on, experiment, groups, size, replayed, undo)
+        ahead = 1 if on.policy_actors else 2
+        if replayed:
+            on_ray = on.replay_shards > 0 and not on.inline
+            shards = shards_of(experiment, groups, size, max(1, on.replay_shards), on_ray=on_ray)
+            undo.callback(shards.close)
+            return ShardedRun(experiment, pool, shards, groups, size, ahead, undo.close)
+        if plan.staleness:
+            per_update = on.per_update or max(1, groups // 2)
+            return AsynchronousRun(experiment, pool, groups, size, per_update, ahead, undo.close)
+        return SynchronousRun(experiment, pool, groups, size, undo.close)
+    except BaseException:
+        undo.close()
+        raise
+
+
+def _check(on: Cluster, *, waits: bool, replayed: bool) -> None:
+    if on.policy_actors and (waits or replayed):
+        raise ShoalError(
+            "policy actors act for several groups at once with whatever policy is newest: they need an "
+            "algorithm that allows staleness and has no replay, such as IMPALA or APPO; leave policy_actors "
+            "out for this one"
+        )
+    if on.replay_shards and not replayed:
+        raise ShoalError(
+            "replay shards are for algorithms with a replay and staleness, such as ApexDQN: leave "
+            "replay_shards out for this one"
+        )
+
+
+def _pool(
+    on: Cluster, experiment: Experiment, groups: int, size: int, replayed: bool, undo: ExitStack
+) -> Pool:
+    """The runners under supervision; what ends them and their Ray is put into `undo`."""
+    staleness = experiment.agent.plan.staleness
+    limits = Limits(patience=on.patience, strikes=on.strikes, give_up=staleness > 0)
+    new = dict.fromkeys(range(groups))
+    if on.inline:
+        cut = parcel(experiment.agent, experiment.source.spec, size) if replayed else None
+        fleet = InlineFleet(lambda: Collector(Host(experiment, size), cut))
+        undo.callback(fleet.close)
+        return Pool(fleet, new, on.at_first, limits)
+    from shoal.execution.cluster import session
+    from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, steppers
+
+    joined = session.join(on.address, **on.needs(), gpus=on.policy_actors * on.policy_gpus)
+    undo.callback(joined.close)
+    if on.policy_actors:
+        crew = steppers(experiment, groups, size, on.policy_actors, on.policy_cpus, on.policy_gpus)
+    else:
+        fetch = not (replayed and on.replay_shards)
+        crew = env_runners(experiment.recipe, experiment.seed, size, sharded=replayed, fetch=fetch)
+    placement = Placement(runners=on.at_first, cpus=on.cpus, resources=on.resources, strategy=on.strategy)
+    fleet = RayFleet(crew, placement)
+    undo.callback(fleet.close)
+    if on.runners != "auto":
+        return Pool(fleet, new, on.at_first, limits)
+    bounds = Bounds(least=on.min_runners, most=min(groups, on.max_runners or groups))
+    beside = {"CPU": on.policy_cpus * on.policy_actors}
+    each = {"CPU": on.cpus, **on.resources}
+    elastic = Elastic(bounds, lambda: room_for(joined.totals(), beside, each))
+    return Pool(fleet, new, on.at_first, limits, elastic=elastic.look)
