@@ -32,8 +32,9 @@ from shoal.rundir import RunDir
 class Trainer:
     """Trains one policy.
 
-    algorithm: PPO(), A2C(), REINFORCE() or a dataclass of yours with `bind`. env: a Gymnasium id, a class,
-    a callable without arguments, "jax:NAME", "gymnax:NAME" or a JaxEnv. on: Local(), Compiled(), Cluster().
+    algorithm: PPO() or another of `shoal.algorithms`, or a dataclass of yours with `bind`. env: a Gymnasium
+    id, a class, a callable without arguments, "jax:NAME", "gymnax:NAME" or a JaxEnv. on: Local(), Compiled(),
+    Cluster().
     env_kwargs, wrappers, time_limit, vector, journal: see `shoal.envs.resolve`.
     run_dir: a new folder for config, metrics and checkpoints; None keeps everything in memory.
     normalize_observations, scale_rewards: running statistics around the algorithm (`shoal.transforms`).
