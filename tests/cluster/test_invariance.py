@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,21 +29,27 @@ CASES: dict[str, dict[str, Any]] = {
     "ppo-memory": dict(algorithm=PPO(**PPO_SMALL, memory=8), env="CartPole-v1", **BOTH, **SLOW),
 }
 SHAPE = {"envs": 8, "groups": 4}
+RUNNERS = (1, 2, 4)
+# Every case and every number of runners once or more; all of their product is for a longer day.
+QUICK = {("ppo", 4), ("dqn", 1), ("sac", 2), ("ppo-jax", 4), ("ppo-memory", 1), ("ppo-memory", 2)}
+PRODUCT = [
+    pytest.param(name, runners, marks=() if (name, runners) in QUICK else pytest.mark.slow)
+    for name, runners in product(CASES, RUNNERS)
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
-    """One Ray for the module, whose workers find this folder's modules."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        with session.join(cpus=4):
-            yield
+    """One Ray for the module."""
+    with session.join(cpus=4):
+        yield
 
 
 def start(name: str, on: Any) -> Trainer:
     return Trainer(**{"seed": 3, "on": on, **CASES[name]})
 
 
+@cache
 def local(name: str, iterations: int) -> list[str]:
     """The fingerprint after each iteration, in this process."""
     with start(name, Local(**SHAPE)) as trainer:
@@ -69,21 +76,11 @@ def killer_of(trainer: Trainer, period: float = 1.0) -> Killer:
     return Killer(pool_of(trainer)._fleet.identities, period)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_equal_on_any_number_of_runners(name: str) -> None:
-    expected = local(name, 4)
-    for runners in (1, 2, 4) if name == "ppo" else (2,):
-        with start(name, cluster(runners)) as trainer:
-            assert prints(trainer, 4) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("runners", [1, 4])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "ppo"])
-def test_equal_on_any_number_of_runners_for_all(name: str, runners: int) -> None:
-    expected = local(name, 4)
+@pytest.mark.parametrize(("name", "runners"), PRODUCT)
+def test_equal_on_any_number_of_runners(name: str, runners: int) -> None:
     with start(name, cluster(runners)) as trainer:
-        assert prints(trainer, 4) == expected
+        assert prints(trainer, 4) == local(name, 4)
+        assert pool_of(trainer).counts.restarts == 0
 
 
 def under_a_killer(name: str, kills: int) -> None:
