@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from shoal.execution.cluster.inference import PolicyActors
 from shoal.execution.cluster.luggage import pack
 from shoal.execution.cluster.orders import CollectFailed, Order, RunnerLost, Ticket
 from shoal.execution.cluster.runner import EnvRunner
-from shoal.execution.cluster.session import kill_process
+from shoal.execution.cluster.session import kill_process, process_identity
 from shoal.execution.cluster.stepper import Stepper
 from shoal.recipe import Experiment, Recipe
 
@@ -28,6 +28,7 @@ AHEAD = 2  # orders that a stepper follows at a time: one asks, the other steps
 NO_GROUP = -1
 GROUPED = ("PACK", "STRICT_PACK", "STRICT_SPREAD")
 PLACE_SECONDS = 20.0
+ROOM_SECONDS = 15.0  # for the first runner's process, where others take what it asks for
 # Small parameters travel within each order: a put and a fetch through the store cost more than the copies.
 # Ray itself puts arguments above 100 kB there, for every call anew.
 WITHIN_BYTES = 64 << 10
@@ -107,12 +108,15 @@ class RayFleet:
         )
         self._runners: dict[int, Any] = {}
         self._identity: dict[int, Any] = {}
-        self._starting: dict[Any, int] = {}
+        self._starting: dict[Any, tuple[int, Any]] = {}  # answer when ready -> runner, answer who it is
+        self._each = {"CPU": placement.cpus, **placement.resources}
+        self._since, self._lacking = monotonic(), self._place is None and bool(_taken(self._each))
 
     def start(self, runner: int) -> Ticket:
         actor = self._runners[runner] = self._actor.remote()
+        told = actor.__ray_call__.remote(_identity)  # known before it is ready: it may stop on its way
         ready = actor.begin.remote(*self._crew.arguments(runner))
-        self._starting[ready] = runner
+        self._starting[ready] = runner, told
         return Ticket(ready)
 
     def publish(self, params: Any) -> Any:
@@ -144,13 +148,14 @@ class RayFleet:
         ready, rest = ray.wait(refs, num_returns=1, timeout=timeout)
         if ready and rest:
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        if not ready and self._lacking:
+            self._look_for_room()
         return [by_ref[ref] for ref in ready]
 
     def take(self, ticket: Ticket) -> Any:
-        runner = self._starting.pop(ticket.report, None)
         value = _get(ticket.report)
-        if runner is not None:
-            self._identity[runner] = value
+        if ticket.report in self._starting:
+            self._identity[self._starting.pop(ticket.report)[0]] = value
         return value
 
     def fetch(self, trajectory: Any) -> Any:
@@ -160,6 +165,10 @@ class RayFleet:
         actor, identity = self._runners.pop(runner, None), self._identity.pop(runner, None)
         if actor is None:
             return
+        for ready, (number, told) in list(self._starting.items()):
+            if number == runner:
+                del self._starting[ready]
+                identity = _answered(told)
         ray.kill(actor)
         if identity is not None:  # Ray lets go of a stopped process, but does not end it
             threading.Thread(target=kill_process, args=identity, daemon=True).start()
@@ -175,6 +184,44 @@ class RayFleet:
             self._crew.beside.close()
         if self._place is not None:
             remove_placement_group(self._place)
+
+    def _look_for_room(self) -> None:
+        """Raises ShoalError where what a runner asks for was taken when the run began, still is, and so no
+        runner has got a process. (Later, what is taken may be taken by runners of our own.)"""
+        told = [told for _, told in self._starting.values()]
+        if self._identity or (told and ray.wait(told, timeout=0)[0]):
+            self._lacking = False
+        elif monotonic() - self._since > ROOM_SECONDS and (taken := _taken(self._each)):
+            raise ShoalError(
+                f"no env runner has found room on this Ray within {ROOM_SECONDS:.0f} s: each asks for "
+                f"{_listed(self._each)}, but {taken}: end what takes it, ask for less for each runner, or "
+                "join a larger cluster"
+            )
+
+
+def _identity(runner: Any) -> Any:
+    """What a runner's process answers, before it begins."""
+    del runner
+    return process_identity()
+
+
+def _answered(told: Any) -> Any:
+    """An answer if it is there, else None."""
+    try:
+        return ray.get(told, timeout=0)
+    except RayError:  # also that there is none yet
+        return None
+
+
+def _taken(each: Mapping[str, float]) -> str:
+    """Which of these resources are not there for one runner, in words; "" if all are."""
+    free, totals = ray.available_resources(), ray.cluster_resources()
+    short = [name for name, amount in each.items() if free.get(name, 0.0) < amount - 1e-6]
+    return ", ".join(f"of {totals.get(n, 0.0):g} {n} only {free.get(n, 0.0):g} are free" for n in short)
+
+
+def _listed(each: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in each.items())
 
 
 def _group(placement: Placement) -> PlacementGroup:
