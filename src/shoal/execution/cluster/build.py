@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -77,10 +78,16 @@ def _pool(
         undo.callback(fleet.close)
         return Pool(fleet, new, on.at_first, limits)
     from shoal.execution.cluster import session
-    from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, steppers
+    from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, listed, steppers
 
     joined = session.join(on.address, **on.needs(), gpus=on.policy_actors * on.policy_gpus)
     undo.callback(joined.close)
+    each = {"CPU": on.cpus, **on.resources}
+    if not any(_fits(each, node.resources) for node in joined.nodes()):
+        raise ShoalError(
+            f"each runner asks for {listed(each)}, but no machine of the Ray at {joined.address} has that: "
+            "ask for less for each runner"
+        )
     if on.policy_actors:
         crew = steppers(experiment, groups, size, on.policy_actors, on.policy_cpus, on.policy_gpus)
     else:
@@ -93,6 +100,9 @@ def _pool(
         return Pool(fleet, new, on.at_first, limits)
     bounds = Bounds(least=on.min_runners, most=min(groups, on.max_runners or groups))
     beside = {"CPU": on.policy_cpus * on.policy_actors}
-    each = {"CPU": on.cpus, **on.resources}
     elastic = Elastic(bounds, lambda: room_for(joined.totals(), beside, each))
     return Pool(fleet, new, on.at_first, limits, elastic=elastic.look)
+
+
+def _fits(each: Mapping[str, float], resources: Mapping[str, float]) -> bool:
+    return all(amount <= resources.get(name, 0.0) for name, amount in each.items())

@@ -194,7 +194,7 @@ class RayFleet:
         elif monotonic() - self._since > ROOM_SECONDS and (taken := _taken(self._each)):
             raise ShoalError(
                 f"no env runner has found room on this Ray within {ROOM_SECONDS:.0f} s: each asks for "
-                f"{_listed(self._each)}, but {taken}: end what takes it, ask for less for each runner, or "
+                f"{listed(self._each)}, but {taken}: end what takes them, ask for less for each runner, or "
                 "join a larger cluster"
             )
 
@@ -220,7 +220,7 @@ def _taken(each: Mapping[str, float]) -> str:
     return ", ".join(f"of {totals.get(n, 0.0):g} {n} only {free.get(n, 0.0):g} are free" for n in short)
 
 
-def _listed(each: Mapping[str, float]) -> str:
+def listed(each: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in each.items())
 
 
