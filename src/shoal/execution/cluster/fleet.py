@@ -20,7 +20,7 @@ from shoal.execution.cluster.inference import PolicyActors
 from shoal.execution.cluster.luggage import pack
 from shoal.execution.cluster.orders import CollectFailed, Order, RunnerLost, Ticket
 from shoal.execution.cluster.runner import EnvRunner
-from shoal.execution.cluster.session import kill_process, process_identity
+from shoal.execution.cluster.session import kill_process
 from shoal.execution.cluster.stepper import Stepper
 from shoal.recipe import Experiment, Recipe
 
@@ -114,7 +114,7 @@ class RayFleet:
 
     def start(self, runner: int) -> Ticket:
         actor = self._runners[runner] = self._actor.remote()
-        told = actor.__ray_call__.remote(_identity)  # known before it is ready: it may stop on its way
+        told = actor.__ray_call__.remote(_who())  # known before it is ready: it may stop on its way
         ready = actor.begin.remote(*self._crew.arguments(runner))
         self._starting[ready] = runner, told
         return Ticket(ready)
@@ -199,10 +199,17 @@ class RayFleet:
             )
 
 
-def _identity(runner: Any) -> Any:
-    """What a runner's process answers, before it begins."""
-    del runner
-    return process_identity()
+def _who() -> Callable[[Any], Any]:
+    """What asks a runner's process who it is, before it begins. Being defined in here, it travels by value:
+    by name it would import this module, and JAX with it."""
+
+    def identity(runner: Any) -> Any:
+        del runner
+        from shoal.execution.cluster.session import process_identity
+
+        return process_identity()
+
+    return identity
 
 
 def _answered(told: Any) -> Any:
