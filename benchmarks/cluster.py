@@ -44,6 +44,7 @@ FRAGMENTS: dict[str, tuple[str, Result]] = {
             "algorithm": "ppo",
             "env_kwargs": LARGE,
             "settings": {"rollout_length": 32, "minibatches": 1, "epochs": 1},
+            "settle": 2,
         },
     ),
 }
@@ -149,8 +150,8 @@ def fragments_table(results: dict[str, Result]) -> list[str]:
 def scaling_table(results: dict[str, Result]) -> list[str]:
     lines = heading("More and more runners", list(results.values()))
     lines += [
-        "IMPALA, one environment for each runner; a fragment has so many rows, which all sleep, and takes "
-        f"{FRAGMENT} s. Ideal: one every {FRAGMENT} s on every runner. Where a policy actor acts, the runners "
+        "IMPALA, one environment for each runner; a fragment has so many rows, all sleep, and it takes "
+        f"{FRAGMENT} s. Ideal: one every {FRAGMENT} s on every runner. Where a policy actor acts, runners "
         "do not load JAX. Memory (PSS) is that of all processes, Ray's among them.",
         "",
         "| runners | who acts | rows | fragments/s | of ideal | processor time per fragment (ms) "
