@@ -155,8 +155,8 @@ def scaling_table(results: dict[str, Result]) -> list[str]:
         "do not load JAX. Memory (PSS) is that of all processes, Ray's among them.",
         "",
         "| runners | who acts | rows | fragments/s | of ideal | processor time per fragment (ms) "
-        "| memory (MB) | runners idle |",
-        "|---|---|---|---|---|---|---|---|",
+        "| memory (MB) | runners idle | load average before |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in results.items():
         if "error" in r:
@@ -172,6 +172,7 @@ def scaling_table(results: dict[str, Result]) -> list[str]:
             f"{r['cpu_per_fragment'] * 1e3:.0f}",
             f"{r['memory_mb']:,.0f}",
             f"{r['idle']:.0%}",
+            f"{r['load_before']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", *failures(results)]
