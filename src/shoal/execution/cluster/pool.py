@@ -190,10 +190,8 @@ class Pool:
         on gets a strike where it was there alone; else it is suspected, and will be alone sooner or later."""
         runner = self._runners.pop(number)
         self._fleet.kill(number)
-        for (
-            n,
-            other,
-        ) in self._runners.items():  # it may not be the only one, and no group shall answer for that
+        # It may not be the only one that is lost, and no group shall answer for that.
+        for n, other in self._runners.items():
             if other.live and not other.sent and other.pinged is None:
                 other.pinged, other.begun = self._fleet.ping(n), self._watch.now()
         at_work = runner.sent[0].group if runner.sent and blame else None
