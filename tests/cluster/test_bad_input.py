@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -173,6 +174,22 @@ def test_where_others_have_the_cpus(host: tuple[str, int]) -> None:
             assert trainer.train()["timing/runners"] == 1
         assert all(ray.get([other.there.remote() for other in others]))
     assert gone(runners_of(pid), 10) == []
+
+
+def test_stopped_runners_do_not_stay_on_a_ray_that_was_there(host: tuple[str, int]) -> None:
+    """On this node and on another: Ray itself would let go of them, and leave the processes."""
+    address, pid = host
+    on = Cluster(runners=2, envs=2, address=address)
+    with Trainer(SMALL, "CartPole-v1", on=on) as trainer:
+        run: Any = trainer._run
+        while len(run._pool._fleet.identities()) < 2:
+            trainer.train()
+        identities = run._pool._fleet.identities().values()
+        processes = {number: started for _, number, started in identities}
+        assert len({node for node, _, _ in identities}) == 2 and processes.keys() == runners_of(pid).keys()
+        for number in processes:
+            os.kill(number, signal.SIGSTOP)
+    assert gone(processes, 10) == []
 
 
 def test_from_the_program(host: tuple[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ ROOM_SECONDS = 15.0  # for the first runner's process, where others take what it
 # Small parameters travel within each order: a put and a fetch through the store cost more than the copies.
 # Ray itself puts arguments above 100 kB there, for every call anew.
 WITHIN_BYTES = 64 << 10
+KILL_SECONDS = 2.0  # for a signal to be sent, before Ray is left
 FETCH_SECONDS = 10.0  # for a report, which is small, once its trajectory is here
 
 
@@ -109,6 +110,7 @@ class RayFleet:
         self._runners: dict[int, Any] = {}
         self._identity: dict[int, Any] = {}
         self._starting: dict[Any, tuple[int, Any]] = {}  # answer when ready -> runner, answer who it is
+        self._killing: list[threading.Thread] = []
         self._each = {"CPU": placement.cpus, **placement.resources}
         self._since, self._lacking = monotonic(), self._place is None and bool(_taken(self._each))
 
@@ -171,7 +173,9 @@ class RayFleet:
                 identity = _answered(told)
         ray.kill(actor)
         if identity is not None:  # Ray lets go of a stopped process, but does not end it
-            threading.Thread(target=kill_process, args=identity, daemon=True).start()
+            killing = threading.Thread(target=kill_process, args=identity, daemon=True)
+            killing.start()
+            self._killing = [thread for thread in self._killing if thread.is_alive()] + [killing]
 
     def identities(self) -> dict[int, Any]:
         """Of every runner that has been ready: its node, process number and start time."""
@@ -180,6 +184,8 @@ class RayFleet:
     def close(self) -> None:
         for runner in list(self._runners):
             self.kill(runner)
+        for killing in self._killing:  # Ray may be gone thereafter, and a stopped process would stay
+            killing.join(KILL_SECONDS)
         if self._crew.beside is not None:
             self._crew.beside.close()
         if self._place is not None:
