@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py [kills] [environment ...]
 
-PPO, 2 runners, 4 groups, a kill whenever both runners have groups and the struck one is at work. Printed for
+PPO, 2 runners, 4 groups, a kill whenever both runners are warm and the struck one is at work. Printed for
 each environment, in seconds: median, 95th percentile and maximum; the same without what the survivor took to
 rebuild the environments of that fragment; what the time went into. The machine's load is said too.
 """
@@ -55,6 +55,8 @@ def measure(env: str, kills: int) -> list[Recovery]:
                     rebuild = d.report.spent["rebuild"]
                     collect = sum(d.report.spent.values()) - rebuild
                     found.append(Recovery(seconds, asked["noticed"], rebuild, collect))
+                    parts = " ".join(f"{what} {part:.3f}" for what, part in found[-1]._asdict().items())
+                    print(f"{env} {len(found)}: {parts}", file=sys.stderr, flush=True)
                     asked.clear()
             return arrived
 
@@ -66,10 +68,12 @@ def measure(env: str, kills: int) -> list[Recovery]:
         due = [0.0]
 
         def strike_if_due() -> None:
-            """In mid-fragment, when both runners live and host groups."""
+            """In mid-fragment, when both runners host groups and have compiled what they need."""
             pool.tend()
             homes = {group.home for group in pool._groups.values()}
             if asked or None in homes or len(homes) < 2 or time.perf_counter() < due[0]:
+                return
+            if not all(pool._runners[n].work for n in homes):
                 return
             runner = random.choice(sorted(homes))
             if not pool._runners[runner].sent:

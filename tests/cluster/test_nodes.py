@@ -23,6 +23,8 @@ NODE: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False}  # room for o
 NOTICED_SECONDS = 10.0
 JOINED_SECONDS = 60.0
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def nodes() -> Iterator[Any]:
