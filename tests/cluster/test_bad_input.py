@@ -193,6 +193,28 @@ def test_stopped_runners_do_not_stay_on_a_ray_that_goes_on(host: tuple[str, int]
         assert gone(processes, 10) == []
 
 
+def test_a_runner_that_stopped_on_its_way_is_ended(host: tuple[str, int]) -> None:
+    with session.join(host[0], cpus=1):
+        import ray
+
+        class Sluggish:
+            """A runner that is never ready."""
+
+            def begin(self) -> None:
+                time.sleep(1000)
+
+        crew = fleet.Crew(actor=Sluggish, arguments=lambda runner: ())
+        runners = fleet.RayFleet(crew, fleet.Placement())
+        runners.start(0)
+        ((_, told),) = runners._starting.values()
+        _, number, started = ray.get(told)
+        os.kill(number, signal.SIGSTOP)
+        assert runners.identities() == {}  # it is not ready, and not to be counted on
+        runners.kill(0)
+        assert gone({number: started}, 2) == [] and not runners._starting
+        runners.close()
+
+
 def test_from_the_program(host: tuple[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     address, pid = host
     with socket.create_server(("127.0.0.1", 0)) as closed:

@@ -46,7 +46,7 @@ def test_what_grows_is_found_and_noise_is_not() -> None:
     assert complaints(made_up()) == []
     for name, grow, line in (
         ("rss", 30.0, "resident memory of the driver"),
-        ("anon", 90.0, "anonymous memory of all processes"),
+        ("anon", 30.0, "anonymous memory of the driver and Ray"),
         ("store", 5.0, "object store"),
         ("threads", 6.0, "threads"),
         ("files", 8.0, "open files"),
