@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal.execution.rollout import host_unroll
-from shoal.execution.unroll import ActRow, act_here, act_row
+from shoal.execution.unroll import ActRow, act_here, act_row, zero_observation
 from shoal.keys import fold, key_for
 from shoal.recipe import Experiment
 from shoal.types import Carry, Group, Params, Trajectory
@@ -46,6 +46,15 @@ class Host:
         self._rows = experiment.agent.plan.rows
         self._act = act or jax.jit(act_row(experiment.agent))
         self._hosted: dict[int, _Hosted] = {}
+
+    def warm(self) -> None:
+        """Compile what acts, by acting on nothing: a group's first fragment then takes as long as others."""
+        agent, size = self._experiment.agent, self._size
+        form = jax.eval_shape(lambda key: agent.policy(agent.init(key)), np.zeros(2, np.uint32))
+        params = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), form))
+        act = act_here(self._act, params, np.zeros(2, np.uint32), jnp.arange(size, dtype=jnp.int32))
+        obs = zero_observation(self._experiment.source.spec, (size,))
+        act(obs, np.ones(size, bool), np.zeros(size, np.float32), 0, agent.begin(size))
 
     def __contains__(self, number: int) -> bool:
         return number in self._hosted

@@ -30,7 +30,7 @@ _players: dict[str, Any] = {}  # in a worker: the agent and environments of the 
 def play(
     name: str, luggage: Luggage, seed: int, params: Params, episodes: int, numbers: Sequence[int]
 ) -> Any:
-    """The task: the waves of these numbers. luggage: the Recipe, and its name for as long as the run lasts."""
+    """The task: the waves of these numbers. luggage, name: the Recipe, and what it is called in the run."""
     recipe: Recipe = unpack(luggage)
     jax.config.update("jax_platforms", "cpu")  # this module has imported JAX, but JAX has not started
     configure(recipe.threads)

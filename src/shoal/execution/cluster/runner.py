@@ -80,7 +80,9 @@ class EnvRunner:
             from shoal.execution.cluster import parcels
 
             parcel = parcels.parcel(experiment.agent, experiment.source.spec, size)
-        self._collector = Collector(Host(experiment, size), parcel)
+        host = Host(experiment, size)
+        host.warm()  # a group that moves here after a loss shall not wait for the compiler
+        self._collector = Collector(host, parcel)
         return process_identity()
 
     def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory | Stored]:
