@@ -12,6 +12,9 @@ import pytest
 # Before JAX starts, and inherited by the processes that tests start.
 os.environ.setdefault("SHOAL_CACHE", str(Path(tempfile.gettempdir()) / f"shoal-test-cache-{os.getuid()}"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Ray decides once for each process whether it wants tokens: one that had a Ray of its own, which
+# wants them where ~/.ray/auth_token is, could not use a cluster without.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 from compiling import hurry
 

@@ -330,6 +330,7 @@ def test_an_address_where_no_ray_is(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_stopped_worker_is_killed_here_and_on_another_node(address: str) -> None:
     with session.join(address, cpus=1):
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         class Worker:
             def identity(self) -> tuple[str, int, int]:
@@ -337,10 +338,11 @@ def test_a_stopped_worker_is_killed_here_and_on_another_node(address: str) -> No
 
         remote: Any = ray.remote(num_cpus=0)(Worker)
         near = ray.get_runtime_context().get_node_id()
-        for options in ({}, {"resources": {"far": 0.5}}):
+        here: Any = {"scheduling_strategy": NodeAffinitySchedulingStrategy(near, soft=False)}
+        for options, is_here in ((here, True), ({"resources": {"far": 0.5}}, False)):
             actor = remote.options(**options).remote()
             node, pid, begun = ray.get(actor.identity.remote())
-            assert (node == near) or options
+            assert (node == near) == is_here
             os.kill(pid, signal.SIGSTOP)
             session.kill_process(node, pid, begun + 1)
             assert gone({pid: begun}, 1.5)
