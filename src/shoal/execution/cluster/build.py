@@ -10,6 +10,7 @@ from shoal.errors import ShoalError
 from shoal.execution import Run, group_size
 from shoal.execution.cluster.asynchronous import AsynchronousRun
 from shoal.execution.cluster.elastic import Bounds, Elastic, room_for
+from shoal.execution.cluster.flow import AHEAD
 from shoal.execution.cluster.inline import InlineFleet
 from shoal.execution.cluster.parcels import parcel
 from shoal.execution.cluster.pool import Limits, Pool
@@ -36,7 +37,7 @@ def start(on: Cluster, experiment: Experiment) -> Run:
     undo = ExitStack()
     try:
         pool = _pool(on, experiment, groups, size, replayed, undo)
-        ahead = 1 if on.policy_actors else 2
+        ahead = 1 if on.policy_actors else AHEAD  # a stepper follows one order of a group at a time
         if replayed:
             on_ray = on.replay_shards > 0 and not on.inline
             shards = shards_of(experiment, groups, size, max(1, on.replay_shards), on_ray=on_ray)

@@ -19,12 +19,12 @@ from shoal.errors import ShoalError
 from shoal.execution.cluster.inference import PolicyActors
 from shoal.execution.cluster.luggage import pack
 from shoal.execution.cluster.orders import CollectFailed, Order, RunnerLost, Ticket
+from shoal.execution.cluster.pool import AHEAD
 from shoal.execution.cluster.runner import EnvRunner
 from shoal.execution.cluster.session import kill_process
 from shoal.execution.cluster.stepper import Stepper
 from shoal.recipe import Experiment, Recipe
 
-AHEAD = 2  # orders that a stepper follows at a time: one asks, the other steps
 NO_GROUP = -1
 GROUPED = ("PACK", "STRICT_PACK", "STRICT_SPREAD")
 PLACE_SECONDS = 20.0
@@ -85,7 +85,7 @@ def steppers(experiment: Experiment, groups: int, size: int, count: int, cpus: f
     return Crew(
         actor=Stepper,
         arguments=arguments,
-        threads=AHEAD,
+        threads=AHEAD,  # of what it holds, one asks while another steps
         resolve=False,
         beside=actors,
     )
