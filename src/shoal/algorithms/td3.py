@@ -163,11 +163,10 @@ class TD3:
             return Gradient({"actor": actor_sum, "critic": critic.sum}, critic.weight, metrics)
 
         def apply(state: State, gradient: Gradient) -> State:
-            mean = mean_gradient(gradient)
+            mean = {name: clipped(part, cfg.max_grad_norm) for name, part in mean_gradient(gradient).items()}
 
             def step(name: str) -> tuple[Params, Any]:
-                part = clipped(mean[name], cfg.max_grad_norm)
-                direction, opt = adam.update(part, state.opt[name])
+                direction, opt = adam.update(mean[name], state.opt[name])
                 return jax.tree.map(lambda p, d: p - rates[name] * d, state.params[name], direction), opt
 
             critic, critic_opt = step("critic")
