@@ -87,7 +87,7 @@ def snapshot(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
     """All that training needs to go on exactly: (arrays, what is said of them)."""
     evaluating, said = trainer._judge.save()
     tree = {
-        "policies": {"main": jax.device_get(trainer._run.state)},
+        "policies": {"main": jax.device_get(trainer._run.learner.state)},
         "run": trainer._run.save(),
         "episodes": trainer._progress.episodes.save(),
         **evaluating,
@@ -99,19 +99,21 @@ def snapshot(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
 def _stand(trainer: Trainer, loaded: checkpoint.Loaded) -> None:
     """Let a new Trainer stand where a snapshot was taken."""
     progress, arrays = loaded.info["progress"], loaded.arrays
-    trainer._run.state = checkpoint.restore(trainer._run.state, arrays, "policies/main")
+    learner = trainer._run.learner
+    learner.state = checkpoint.restore(learner.state, arrays, "policies/main")
     trainer._run.load(arrays, "run")
     trainer._progress.load(progress, arrays, "episodes")
-    form = jax.eval_shape(trainer._agent.policy, trainer._run.state)
+    form = jax.eval_shape(trainer._agent.policy, learner.state)
     trainer._judge.load(progress, arrays, form)
 
 
 def take_parameters(trainer: Trainer, path: str | Path) -> None:
     """Begin with the parameters of a checkpoint, and nothing else of it."""
     loaded = checkpoint.load(path)
-    state = trainer._run.state
+    learner = trainer._run.learner
+    state = learner.state
     params = checkpoint.restore(state.params, loaded.arrays, "policies/main/params")
-    trainer._run.state = state._replace(params=params)
+    learner.state = state._replace(params=params)
 
 
 def _record(trainer: Trainer, run: RunDir) -> None:

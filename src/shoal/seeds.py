@@ -49,17 +49,18 @@ def train_seeds(
         for seed, place in zip(seeds, where, strict=True)
     ]
     runs = [run for trainer in trainers if isinstance(run := trainer._run, CompiledRun)]
-    together = jax.jit(jax.vmap(runs[0].program), donate_argnums=2)
+    together = jax.jit(jax.vmap(runs[0].program), donate_argnums=3)
     stacked = lambda *leaves: jax.numpy.stack(leaves)  # noqa: E731
     keys = jax.tree.map(stacked, *[run.keys for run in runs])
+    state = jax.tree.map(stacked, *[run.learner.state for run in runs])
     loop = jax.tree.map(stacked, *[run.loop for run in runs])
     store = jax.tree.map(stacked, *[run.store for run in runs])
     done = [0] * len(seeds)
     try:
         while min(done) < steps:
             begun = time.perf_counter()
-            loop, store, seen = together(keys, loop, store)
-            seen, counts = jax.device_get((seen, loop.learner.env_steps))
+            state, loop, store, seen = together(keys, state, loop, store)
+            seen, counts = jax.device_get((seen, state.env_steps))
             spent = time.perf_counter() - begun
             results = []
             for s, trainer in enumerate(trainers):
@@ -70,7 +71,7 @@ def train_seeds(
                 on_results(results)
     finally:
         for s, run in enumerate(runs):
-            run.loop, run.store = jax.tree.map(lambda x, s=s: x[s], (loop, store))
+            run.learner.state, run.loop, run.store = jax.tree.map(lambda x, s=s: x[s], (state, loop, store))
         for trainer in trainers:
             trainer._finish(done=min(done) >= steps)
     return trainers

@@ -18,6 +18,8 @@ import optax
 from shoal.checks import divides
 from shoal.counters import add, zero
 from shoal.keys import fold, permutation
+from shoal.norms import global_norm
+from shoal.sharding import split, whole
 from shoal.types import Array, Batch, Gradient, Key, Metrics, Params, State, Trajectory, Update
 
 
@@ -35,14 +37,15 @@ def learner(
 
     def learn(state: State, experience: Any, key: Key) -> Update:
         batch = batches(state, experience, fold(key, 0))
+        rows = split(batch.rows, 1) if batch.index is None else whole(batch.rows)
 
         def step(state: State, number: Array) -> tuple[State, Gradient]:
             if batch.index is None:
                 take = lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False)  # noqa: E731
             else:
-                index = jax.lax.dynamic_index_in_dim(batch.index, number, keepdims=False)
+                index = split(jax.lax.dynamic_index_in_dim(batch.index, number, keepdims=False), 0)
                 take = lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds")  # noqa: E731
-            gradient = grads(state, jax.tree.map(take, batch.rows), fold(key, 1, number))
+            gradient = grads(state, split(jax.tree.map(take, rows), 0), fold(key, 1, number))
             return apply(state, gradient), gradient._replace(sum=())
 
         state, seen = _each(step, state, batch)
@@ -114,7 +117,7 @@ def clipped(gradient: Params, max_norm: float | None) -> Params:
     """The gradient, scaled down to a global L2 norm of at most max_norm (Pascanu et al. 2013)."""
     if max_norm is None:
         return gradient
-    scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.tree.norm(gradient), 1e-12))
+    scale = jnp.minimum(1.0, max_norm / jnp.maximum(global_norm(gradient), 1e-12))
     return jax.tree.map(lambda g: g * scale, gradient)
 
 

@@ -12,7 +12,6 @@ import jax
 
 from shoal import checkpoint
 from shoal.assembly import assemble, check
-from shoal.counters import value
 from shoal.envs.recording import recorded
 from shoal.errors import ShoalError
 from shoal.evaluation import Evaluation, evaluate
@@ -121,7 +120,7 @@ class Trainer:
             raise ShoalError("this Trainer is closed: it trains no more")
         begun = time.perf_counter()
         iteration = self._run.iterate()
-        return self._take(iteration, value(self._run.state.env_steps), begun)
+        return self._take(iteration, self._run.learner.env_steps, begun)
 
     def _take(self, iteration: Iteration, env_steps: int, begun: float) -> Result:
         """What follows an iteration that began at `begun`: its result, its row, evaluations, checkpoints."""
@@ -222,7 +221,7 @@ class Trainer:
 
     def fingerprint(self) -> str:
         """SHA-256 of the parameters: equal runs, equal prints."""
-        return fingerprint(self._run.state.params)
+        return fingerprint(self._run.learner.state.params)
 
     def summary(self) -> dict[str, Any]:
         """Where the run stands."""
@@ -230,7 +229,7 @@ class Trainer:
 
     def _params(self) -> Any:
         """Those that act."""
-        return self._agent.policy(self._run.state)
+        return self._run.learner.acting()
 
     def _play(self, params: Any, episodes: int, explore: bool = False, source: Any = None) -> Evaluation:
         how = partial(evaluate, self._act, self._agent.begin, params, source or self._source, episodes)

@@ -63,7 +63,7 @@ def test_same_bits(name: str, env: str, groups: int) -> None:
     how = {"envs": 4, "groups": groups}
     local, here = run(Local(**how), ALGORITHMS[name], env, normalized=normalized)
     compiled, there = run(Compiled(**how), ALGORITHMS[name], env, normalized=normalized)
-    assert fingerprint(local.state) == fingerprint(compiled.state)
+    assert fingerprint(local.learner.state) == fingerprint(compiled.learner.state)
     for a, b in zip(here, there, strict=True):
         assert a.metrics.keys() == b.metrics.keys()
         for metric in a.metrics:
@@ -90,7 +90,7 @@ def test_same_bits_through_a_replay(name: str) -> None:
     how = {"normalized": name in ("dqn-prioritized", "dqn-memory", "td3"), "iterations": 10}
     local, here = run(Local(envs=4, groups=2), algorithm, env, **how)
     compiled, there = run(Compiled(envs=4, groups=2), algorithm, env, **how)
-    assert fingerprint(local.state) == fingerprint(compiled.state)
+    assert fingerprint(local.learner.state) == fingerprint(compiled.learner.state)
     assert sum(a.metrics["replay/gradient_steps"] for a in here) >= 100
     for a, b in zip(here, there, strict=True):
         assert a.metrics.keys() == b.metrics.keys()
@@ -101,13 +101,13 @@ def test_same_bits_through_a_replay(name: str) -> None:
 def test_same_bits_in_groups() -> None:
     local, _ = run(Local(envs=6, groups=3), ALGORITHMS["ppo"], CARTPOLE)
     compiled, _ = run(Compiled(envs=6, groups=3), ALGORITHMS["ppo"], CARTPOLE)
-    assert fingerprint(local.state) == fingerprint(compiled.state)
+    assert fingerprint(local.learner.state) == fingerprint(compiled.learner.state)
 
 
 def test_seeds_and_groups_differ_and_runs_repeat() -> None:
     """Groups are part of the experiment."""
     prints = [
-        fingerprint(run(Local(envs=4, groups=g), ALGORITHMS["a2c"], "CartPole-v1", seed=s)[0].state)
+        fingerprint(run(Local(envs=4, groups=g), ALGORITHMS["a2c"], "CartPole-v1", seed=s)[0].learner.state)
         for s, g in ((0, 1), (0, 1), (1, 1), (0, 2))
     ]
     assert prints[0] == prints[1]

@@ -158,7 +158,7 @@ def test_local_and_compiled_give_the_same_bits(name: str) -> None:
         run = on.start(experiment)
         for _ in range(4):
             run.iterate()
-        states.append(fingerprint(run.state))
+        states.append(fingerprint(run.learner.state))
     assert states[0] == states[1]
 
 

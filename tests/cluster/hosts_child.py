@@ -53,7 +53,7 @@ def main(plan: str, address: str, out: Path) -> None:
                     for name, value in iteration.metrics.items()
                     if name.startswith("fragments/")
                 },
-                "fingerprint": fingerprint(run.state),
+                "fingerprint": fingerprint(run.learner.state),
             }
             file.write(json.dumps(row) + "\n")
     run.close()

@@ -180,11 +180,11 @@ def test_a_saved_run_goes_on_after_what_it_was_done_with(late: Random, joined: l
     while not (run._queue and run.account.dropped and any(map(run._pool.owed, range(GROUPS)))):
         run.iterate()  # until there is something of every kind to be lost
     saved = {f"run/{path}": np.array(array) for path, array in flatten(run.save()).items()}
-    version, state = run._version, run.state
+    version, state = run._version, run.learner.state
     run.close()
     for runners in (1, 3):
         other = started(staleness=1, per_update=3, runners=runners)
-        other.state = state
+        other.learner.state = state
         other.load(saved, "run")
         again = traced(other, joined)
         for _ in range(6):

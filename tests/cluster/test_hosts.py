@@ -140,4 +140,4 @@ def test_a_host_is_cut_off_and_the_bits_stay(hosts: None, tmp_path: Path) -> Non
     run = Local(envs=ENVS, groups=GROUPS).start(Experiment.of(recipe, 0))
     for _ in rows:
         run.iterate()
-    assert fingerprint(run.state) == rows[-1]["fingerprint"]
+    assert fingerprint(run.learner.state) == rows[-1]["fingerprint"]

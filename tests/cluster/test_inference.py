@@ -19,6 +19,7 @@ from shoal.execution.cluster.orders import Order
 from shoal.execution.cluster.runner import Collector
 from shoal.execution.cluster.stepper import Stepper
 from shoal.execution.host import Host
+from shoal.execution.learner import LearnerHere
 from shoal.keys import key_for
 from shoal.recipe import Experiment, Recipe
 from shoal.types import Observation
@@ -31,7 +32,7 @@ def experiment(**settings: Any) -> Experiment:
     return Experiment.of(Recipe(algorithm=algorithm, env={"env": "CartPole-v1", "journal": "journal"}), 0)
 
 
-def stepper(made: Experiment, ask: Callable[[Ask], Answer]) -> Stepper:
+def stepper(made: Experiment, ask: Callable[[Ask, Any], Answer]) -> Stepper:
     made_here = Stepper()
     made_here.prepare(dict(made.recipe.env), 8, jax.device_get(made.agent.begin(SIZE)), 0, SIZE, ask)
     return made_here
@@ -44,7 +45,7 @@ def test_a_stepper_collects_what_an_env_runner_collects(memory: int) -> None:
     params = made.agent.policy(made.agent.init(key_for(0, "init")))
     batcher = Batcher(made.agent, SIZE)
     runner = Collector(Host(made, SIZE))
-    other = stepper(made, lambda ask: Answer(*batcher(params, [ask])[0], ask.version))
+    other = stepper(made, lambda ask, _: Answer(*batcher(params, [ask])[0], ask.version))
     state: Any = None
     for fragment in range(6):
         lease = fragment // 3
@@ -65,7 +66,7 @@ def test_groups_that_ask_together_get_what_each_would_get_alone() -> None:
     def ask(group: int) -> Ask:
         obs = Observation(rng.normal(size=(SIZE, 4)).astype(np.float32))
         still = np.zeros(SIZE, np.float32)
-        return Ask(obs, still.astype(bool), still, (), key_for(0, "act", group), 3 * group, 2 * group, 0, [])
+        return Ask(obs, still.astype(bool), still, (), key_for(0, "act", group), 3 * group, 2 * group, 0)
 
     asks = [ask(group) for group in range(3)]
     for alone, together in zip([batcher(params, [a])[0] for a in asks], batcher(params, asks), strict=True):
@@ -90,11 +91,13 @@ def test_an_actor_is_killed_and_its_successor_hangs() -> None:
 
     made = experiment()
     with session.join(cpus=2):
-        crew = steppers(made, 4, SIZE, 1, 0.5, 0.0)
+        crew = steppers(made, SIZE, 1, 0.5, 0.0)
         actors = crew.beside
         assert actors is not None
         pool = Pool(RayFleet(crew, Placement(cpus=0.5)), dict.fromkeys(range(4)), 2, Limits())
-        run = AsynchronousRun(made, pool, 4, SIZE, 2, 1, pool.close)
+        run = AsynchronousRun(
+            made, LearnerHere.new(made.agent, key_for(made.seed, "init")), pool, 4, SIZE, 2, 1, pool.close
+        )
         present: list[int] = []
 
         def another_acts() -> bool:

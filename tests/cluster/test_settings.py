@@ -15,7 +15,9 @@ from shoal.execution.cluster.pool import Limits, Pool
 from shoal.execution.cluster.runner import Collector
 from shoal.execution.cluster.synchronous import SynchronousRun
 from shoal.execution.host import Host
+from shoal.execution.learner import LearnerHere
 from shoal.fingerprint import fingerprint
+from shoal.keys import key_for
 from shoal.recipe import Experiment, Recipe
 
 
@@ -69,14 +71,16 @@ def test_the_number_of_runners_may_change_in_mid_training() -> None:
 
     fleet = InlineFleet(lambda: Collector(Host(made, 2)))
     pool = Pool(fleet, dict.fromkeys(range(4)), 1, Limits(), elastic=look)
-    run = SynchronousRun(made, pool, 4, 2, pool.close)
+    run = SynchronousRun(
+        made, LearnerHere.new(made.agent, key_for(made.seed, "init")), pool, 4, 2, pool.close
+    )
     there = [run.iterate() for _ in range(6)]
     assert [int(iteration.spent["runners"]) for iteration in there] == [1, 2, 3, 3, 1, 4]
     assert "runners 1 -> 2: so it is wanted" in [event for i in there for event in i.events]
     local = Local(envs=8, groups=4).start(made)
     for _ in there:
         local.iterate()
-    assert fingerprint(local.state) == fingerprint(run.state)
+    assert fingerprint(local.learner.state) == fingerprint(run.learner.state)
     run.close()
 
 

@@ -94,7 +94,7 @@ def test_what_is_too_stale_is_dropped_and_counted() -> None:
     run = started(apex(learning_starts=10_000))
     for _ in range(4):
         run.iterate()
-    before = run.state.env_steps.low
+    before = run.learner.state.env_steps.low
     run._flow.order(run._room(), run._on_the_way)
     run._pool.tend()  # sends them, with the parameters of now
     sent = sum(len(runner.sent) for runner in run._pool._runners.values())
@@ -105,7 +105,7 @@ def test_what_is_too_stale_is_dropped_and_counted() -> None:
     for _ in range(3):
         run.iterate()
     check_account(run)
-    assert run.account.dropped == sent and run.state.env_steps.low > before
+    assert run.account.dropped == sent and run.learner.state.env_steps.low > before
     run.close()
 
 
@@ -164,7 +164,7 @@ def test_a_run_goes_on_from_its_checkpoint_whatever_the_shards() -> None:
     check_account(run)
     assert run.in_flight == 0
     other = started(algorithm, replay_shards=1)
-    other.state = run.state
+    other.learner.state = run.learner.state
     other.load(saved, "run")
     assert other._shards._stocks() == run._shards._stocks()
     assert (other._version, other._requests) == (run._version, run._requests)

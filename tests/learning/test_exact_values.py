@@ -55,7 +55,9 @@ def q_values(algorithm: DQN, trainer: Trainer, env: MDPEnv) -> np.ndarray:
         noisy_std=None,
     )
     nothing = network.noise(np.zeros((STATES, 2), np.uint32))
-    outputs, _ = network.step(trainer._run.state.params, (), EVERY_STATE, np.zeros(STATES, bool), nothing)
+    outputs, _ = network.step(
+        trainer._run.learner.state.params, (), EVERY_STATE, np.zeros(STATES, bool), nothing
+    )
     return np.asarray(values.mean(outputs), np.float64)
 
 
@@ -111,7 +113,9 @@ def test_values_are_those_of_the_policy(algorithm: Any, seed: int) -> None:
         trainer.fit(120_000)
         network, _ = actor_for(env.spec, algorithm)
         rows = jax.tree.map(lambda x: x[None], EVERY_STATE)
-        logits, values = network.unroll(trainer._run.state.params, (), rows, np.zeros((1, STATES), bool))
+        logits, values = network.unroll(
+            trainer._run.learner.state.params, (), rows, np.zeros((1, STATES), bool)
+        )
     policy = np.asarray(jax.nn.softmax(logits[0], axis=-1), np.float64)
     exact = evaluate(mdp, policy / policy.sum(axis=-1, keepdims=True))
     assert np.abs(np.asarray(values[0]) - exact).max() < 0.04 * np.abs(exact).max()

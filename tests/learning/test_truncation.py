@@ -71,7 +71,7 @@ def learned_value(algorithm: Any, env: Any, on: Any, **how: Any) -> float:
             trainer.train()
         spec = EnvSpec(id="Reward", observation=Box((1,), 0.0, 1.0), action=Discrete(2))
         network, _ = actor_for(spec, algorithm)
-        params = trainer._run.state.params
+        params = trainer._run.learner.state.params
     one = Observation(jnp.ones((1, 1, 1), jnp.float32))
     _, value = network.unroll(params, network.begin(1), one, jnp.ones((1, 1), bool))
     return float(value[0, 0])

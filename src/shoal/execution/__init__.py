@@ -15,8 +15,9 @@ if TYPE_CHECKING:  # so that executors can be named, and prepared, before JAX is
     import numpy as np
 
     from shoal.evaluation import Evaluation
+    from shoal.execution.learner import Learner
     from shoal.recipe import Experiment
-    from shoal.types import Metrics, Params, State
+    from shoal.types import Metrics, Params
 
 
 class Fragment(NamedTuple):
@@ -43,14 +44,11 @@ class Iteration(NamedTuple):
 
 
 class Run(Protocol):
-    """A started executor. `state` is the learner's; save and load are for all else that the next iteration
-    needs: groups, memories, counters."""
+    """A started executor. save and load are for all that the next iteration needs beside the learner's
+    state: groups, memories, counters."""
 
     @property
-    def state(self) -> State: ...
-
-    @state.setter
-    def state(self, state: State) -> None: ...
+    def learner(self) -> Learner: ...
 
     def iterate(self) -> Iteration: ...
 

@@ -17,6 +17,7 @@ from shoal.checkpoint import restore
 from shoal.envs.jax import VectorEnv, vectorize
 from shoal.errors import ShoalError
 from shoal.execution import Fragment, Iteration, group_size
+from shoal.execution.learner import Functions, LearnerHere
 from shoal.execution.learning import Learning, LearnKeys, described, learning_of
 from shoal.execution.unroll import alone, compiled_unroll
 from shoal.keys import fold, key_for
@@ -49,10 +50,9 @@ class Compiled:
 
 
 class Loop(NamedTuple):
-    """All that an iteration changes but the learner's store; arrays of the groups have a leading axis
-    [G, ...]."""
+    """All that an iteration changes but the learner's state and store; arrays of the groups have a leading
+    axis [G, ...]."""
 
-    learner: State
     env: Any
     step: Step
     carry: Carry
@@ -78,7 +78,7 @@ def begin(agent: Agent, env: VectorEnv, size: int, keys: Keys) -> Loop:
     env_state, step = each_group(env.start, keys.env)
     groups = keys.act.shape[0]
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, *x.shape)), agent.begin(size))
-    return Loop(agent.init(keys.init), env_state, step, carry, jnp.zeros((), jnp.uint32))
+    return Loop(env_state, step, carry, jnp.zeros((), jnp.uint32))
 
 
 class Seen(NamedTuple):
@@ -91,9 +91,11 @@ class Seen(NamedTuple):
     first: Array
 
 
-def collect(agent: Agent, env: VectorEnv, size: int, keys: Keys, loop: Loop) -> tuple[Trajectory, Loop]:
+def collect(
+    agent: Agent, env: VectorEnv, size: int, keys: Keys, state: State, loop: Loop
+) -> tuple[Trajectory, Loop]:
     """One fragment of every group, [G, T, ...], and the loop after it. Pure."""
-    params = agent.policy(loop.learner)
+    params = agent.policy(state)
     groups = keys.act.shape[0]
 
     def fragment(group: Any) -> Any:
@@ -116,24 +118,29 @@ def collect(agent: Agent, env: VectorEnv, size: int, keys: Keys, loop: Loop) -> 
     trajectory, env_state, step, carry = each_group(
         fragment, (numbers, keys.act, loop.env, loop.step, loop.carry)
     )
-    return trajectory, Loop(loop.learner, env_state, step, carry, loop.iteration + 1)
+    return trajectory, Loop(env_state, step, carry, loop.iteration + 1)
 
 
 def iterate(
-    agent: Agent, learning: Learning, env: VectorEnv, size: int, keys: Keys, loop: Loop, store: Any
-) -> tuple[Loop, Any, Seen]:
-    """One fragment of every group, then what is to be learned: (loop, store, what was seen). Pure."""
-    trajectory, after = collect(agent, env, size, keys, loop)
+    agent: Agent,
+    learning: Learning,
+    env: VectorEnv,
+    size: int,
+    keys: Keys,
+    state: State,
+    loop: Loop,
+    store: Any,
+) -> tuple[State, Loop, Any, Seen]:
+    """One fragment of every group, then what is to be learned: (state, loop, store, what was seen). Pure."""
+    trajectory, after = collect(agent, env, size, keys, state, loop)
     joined = _beside(trajectory)
     if (
         keys.act.shape[0] > 1
     ):  # else XLA reads it in the groups' order, and adds it up in another one than Local
         joined = alone(_beside, loop.iteration < np.uint32(2**32 - 1), trajectory)
-    learner, store, metrics, updates = learning.take(
-        loop.learner, store, joined, keys.learning, loop.iteration
-    )
-    seen = Seen(metrics, updates, trajectory.reward, trajectory.first)
-    return after._replace(learner=learner), store, seen
+    learner = LearnerHere(agent.plan, Functions.of(agent), state)
+    store, metrics, updates = learning.take(learner, store, joined, keys.learning, loop.iteration)
+    return learner.state, after, store, Seen(metrics, updates, trajectory.reward, trajectory.first)
 
 
 def each_group(function: Any, arguments: Any) -> Any:
@@ -153,7 +160,7 @@ def _beside(trajectory: Trajectory) -> Trajectory:
 
 
 class CompiledRun:
-    """A started Compiled executor. program(keys, loop, store) is one iteration as a pure function."""
+    """A started Compiled executor. program(keys, state, loop, store) is one iteration as a pure function."""
 
     def __init__(self, experiment: Experiment, envs: int, groups: int) -> None:
         agent, source = experiment.agent, experiment.source
@@ -169,33 +176,26 @@ class CompiledRun:
         self._learning = learning_of(agent, source.spec, envs, host=False)
         self.program = partial(iterate, agent, self._learning, env, size)
         # The store alone is given away: a replay must not be copied, and nobody else holds its arrays.
-        self._iterate = jax.jit(self.program, donate_argnums=2)
+        self._iterate = jax.jit(self.program, donate_argnums=3)
+        self.learner = LearnerHere.new(agent, self.keys.init)
         self.loop: Loop = jax.jit(lambda keys: begin(agent, env, size, keys))(self.keys)
-        form, _ = jax.eval_shape(partial(collect, agent, env, size), self.keys, self.loop)
+        form, _ = jax.eval_shape(partial(collect, agent, env, size), self.keys, self.learner.state, self.loop)
         self.store: Any = self._learning.begin(jax.eval_shape(_beside, form))
-
-    @property
-    def state(self) -> State:
-        return self.loop.learner
-
-    @state.setter
-    def state(self, state: State) -> None:
-        self.loop = self.loop._replace(learner=state)
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned, in one call."""
         begun = perf_counter()
-        self.loop, self.store, seen = self._iterate(self.keys, self.loop, self.store)
+        self.learner.state, self.loop, self.store, seen = self._iterate(
+            self.keys, self.learner.state, self.loop, self.store
+        )
         return iteration_of(jax.device_get(seen), perf_counter() - begun)
 
     def save(self) -> dict[str, Any]:
-        loop = jax.device_get(self.loop._replace(learner=())._asdict())
-        return loop | {"store": self._learning.save(self.store)}
+        return jax.device_get(self.loop._asdict()) | {"store": self._learning.save(self.store)}
 
     def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
-        template = self.loop._replace(learner=())._asdict()
         arrays = {path: x for path, x in saved.items() if not path.startswith(f"{prefix}/store/")}
-        self.loop = Loop(**restore(template, arrays, prefix))._replace(learner=self.loop.learner)
+        self.loop = Loop(**restore(self.loop._asdict(), arrays, prefix))
         self.store = self._learning.load(self.store, saved, f"{prefix}/store")
 
     def close(self) -> None:

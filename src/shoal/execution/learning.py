@@ -21,8 +21,9 @@ from shoal import replay
 from shoal.checkpoint import restore
 from shoal.checks import divides
 from shoal.errors import ShoalError
+from shoal.execution.learner import Learner
 from shoal.keys import fold, key_for
-from shoal.types import Agent, Array, Draws, EnvSpec, Key, Metrics, Replay, State, Trajectory, Update
+from shoal.types import Agent, Array, Draws, EnvSpec, Metrics, Replay, Trajectory
 
 
 class LearnKeys(NamedTuple):
@@ -38,17 +39,15 @@ class LearnKeys(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Learning:
-    """The learner's side of an iteration.
+    """How a learner takes in an iteration's experience.
 
-    begin: the first store, from a Trajectory of anything with shape and dtype. warm: on the host, compile
-    what can be compiled before there is experience, from a state and such a Trajectory. take: (state, store,
-    trajectory, keys, iteration) -> (state, store, metrics, number of gradient steps or None where it is
-    always the same). save, load: the store as arrays for a checkpoint, and from one.
+    begin: the first store, from a Trajectory of anything with shape and dtype. take: (learner, store,
+    trajectory, keys, iteration) -> (store, metrics, number of gradient steps or None where it is always the
+    same). save, load: the store as arrays for a checkpoint, and from one.
     """
 
     begin: Callable[[Trajectory], Any]
-    warm: Callable[[State, Trajectory], None]
-    take: Callable[[State, Any, Trajectory, LearnKeys, Any], tuple[State, Any, Metrics, Any]]
+    take: Callable[[Learner, Any, Trajectory, LearnKeys, Any], tuple[Any, Metrics, Any]]
     save: Callable[[Any], Any]
     load: Callable[[Any, Mapping[str, np.ndarray], str], Any]
 
@@ -61,18 +60,13 @@ def learning_of(agent: Agent, spec: EnvSpec, envs: int, *, host: bool) -> Learni
         return _replayed(agent, plan, spec, envs, host)
     count, what = (envs, "environments' fragments") if plan.sequences else (envs * plan.rows, "rows")
     divides(plan.minibatches, count, "minibatches", what)
-    learn: Any = jax.jit(agent.learn) if host else agent.learn
 
-    def take(state: State, store: Any, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
-        update = learn(state, trajectory, fold(keys.learn, iteration))
-        return update.state, store, update.metrics, None
-
-    def warm(state: State, form: Trajectory) -> None:
-        learn.lower(state, form, np.zeros(2, np.uint32)).compile()
+    def take(learner: Learner, store: Any, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
+        learned = learner.learn(trajectory, fold(keys.learn, iteration))
+        return store, learned.metrics, None
 
     return Learning(
         begin=lambda form: (),
-        warm=warm,
         take=take,
         save=lambda store: (),
         load=lambda store, saved, prefix: (),
@@ -96,39 +90,27 @@ class Store(NamedTuple):
 def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) -> Learning:
     layout = replay.Layout.of(plan, spec, envs)
     most = replay.most_updates(plan, envs)
-    compiled: Any = jax.jit if host else lambda function: function
-
-    @compiled
-    def observe(state: State, trajectory: Trajectory) -> State:
-        return agent.observe(state, trajectory)
-
-    @compiled
-    def observe_and_learn(state: State, trajectory: Trajectory, draws: Draws, key: Key) -> Update:
-        return agent.learn(agent.observe(state, trajectory), draws, key)
 
     def begin(form: Trajectory) -> Store:
         store = Store(replay.empty(layout, form, np if host else jnp), replay.begin(plan))
         return store if host else jax.tree.map(jnp.asarray, store)
 
-    def warm(state: State, form: Trajectory) -> None:
-        observe.lower(state, form).compile()
-
-    def take(state: State, store: Store, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
+    def take(learner: Learner, store: Store, trajectory: Trajectory, keys: LearnKeys, iteration: Any) -> Any:
         memory = replay.insert(layout, store.memory, trajectory)
         steps = (~trajectory.first[1:]).sum(dtype=np.int32)
         count, credit = replay.due(plan, store.credit, steps)
         count = count * replay.ready(layout, memory)  # what comes before anything can be drawn is not made up
         if host and not count:
-            return observe(state, trajectory), Store(memory, credit), {}, 0
+            learner.observe(trajectory)
+            return Store(memory, credit), {}, 0
         drawn = replay.draw(layout, memory, fold(keys.draw, iteration), most, plan.batch_size)
-        key = fold(keys.learn, iteration)
-        update = observe_and_learn(state, trajectory, Draws(drawn, count), key)
+        learned = learner.observe_and_learn(trajectory, Draws(drawn, count), fold(keys.learn, iteration))
         if plan.prioritized:
-            if update.priorities is None:
+            if learned.priorities is None:
                 raise ShoalError("the plan of this agent is prioritized, but its grads give no priorities")
-            new = np.asarray(update.priorities) if host else update.priorities
+            new = np.asarray(learned.priorities) if host else learned.priorities
             memory = replay.reprioritize(layout, memory, drawn.index, new, count)
-        return update.state, Store(memory, credit), update.metrics, count
+        return Store(memory, credit), learned.metrics, count
 
     def save(store: Store) -> dict[str, Any]:
         return {"memory": replay.save(layout, store.memory), "credit": store.credit._asdict()}
@@ -138,4 +120,4 @@ def _replayed(agent: Agent, plan: Replay, spec: EnvSpec, envs: int, host: bool) 
         memory = replay.load(layout, store.memory, saved, f"{prefix}/memory")
         return Store(memory, replay.Credit(**credit))
 
-    return Learning(begin=begin, warm=warm, take=take, save=save, load=load)
+    return Learning(begin=begin, take=take, save=save, load=load)

@@ -14,11 +14,12 @@ import numpy as np
 from shoal.checkpoint import nested, restore
 from shoal.execution import Fragment, Iteration, group_size
 from shoal.execution.host import Host, mean_info
+from shoal.execution.learner import LearnerHere
 from shoal.execution.learning import LearnKeys, described, learning_of
 from shoal.execution.unroll import fragment_form, join
 from shoal.keys import key_for
 from shoal.recipe import Experiment
-from shoal.types import State, Trajectory
+from shoal.types import Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,6 @@ class LocalRun:
         agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
         size = group_size(envs, groups)
         self._learning = learning_of(agent, spec, envs, host=True)
-        self._policy = jax.jit(agent.policy)
         self._host = Host(experiment, size)
         self._groups = range(groups)
         for g in self._groups:
@@ -60,17 +60,17 @@ class LocalRun:
         self._keys = LearnKeys.of(seed)
         self._carry = agent.begin(size)
         self._iteration = 0
-        self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
-        self._store = self._learning.begin(fragment_form(agent, spec, envs, self.state))
+        self.learner = LearnerHere.new(agent, key_for(seed, "init"))
+        self._store = self._learning.begin(fragment_form(agent, spec, envs))
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned."""
-        params, i = self._policy(self.state), self._iteration
+        params, i = self.learner.acting(), self._iteration
         collected = [self._host.collect(g, i, i, params) for g in self._groups]
         trajectories = [c.trajectory for c in collected]
         begun = perf_counter()
-        self.state, self._store, metrics, updates = self._learning.take(
-            self.state, self._store, join(trajectories), self._keys, i
+        self._store, metrics, updates = self._learning.take(
+            self.learner, self._store, join(trajectories), self._keys, i
         )
         metrics = jax.device_get(metrics)
         learn = perf_counter() - begun

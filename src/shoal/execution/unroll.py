@@ -27,7 +27,6 @@ from shoal.types import (
     Key,
     Observation,
     Params,
-    State,
     Step,
     Trajectory,
 )
@@ -69,11 +68,11 @@ def zero_observation(spec: EnvSpec, batch: tuple[int, ...]) -> Observation:
     )
 
 
-def fragment_form(agent: Agent, spec: EnvSpec, envs: int, state: State) -> Trajectory:
+def fragment_form(agent: Agent, spec: EnvSpec, envs: int) -> Trajectory:
     """The shapes and dtypes of a fragment of `envs` host environments, as jax.ShapeDtypeStruct."""
     rows, size = agent.plan.rows, (envs,)
     obs = zero_observation(spec, size)
-    params = jax.eval_shape(agent.policy, state)
+    params = jax.eval_shape(lambda key: agent.policy(agent.init(key)), np.zeros(2, np.uint32))
     keys = np.zeros((envs, 2), np.uint32)
     acting = Acting(keys, np.zeros(size, np.int32), np.ones((), bool), np.zeros(size, np.float32))
     action, carry, extras = jax.eval_shape(

@@ -25,12 +25,11 @@ from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
 from shoal.execution.host import mean_info
+from shoal.execution.learner import Learner
 from shoal.execution.learning import LearnKeys, learning_of
 from shoal.execution.local import fragment_of
 from shoal.execution.unroll import fragment_form, join
-from shoal.keys import key_for
 from shoal.recipe import Experiment
-from shoal.types import State
 
 
 @dataclass
@@ -49,6 +48,7 @@ class AsynchronousRun:
     def __init__(
         self,
         experiment: Experiment,
+        learner: Learner,
         pool: Pool,
         groups: int,
         size: int,
@@ -57,16 +57,15 @@ class AsynchronousRun:
         close: Callable[[], None],
     ) -> None:
         agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
+        self.learner = learner
         self._pool, self._close, self._per_update, self._groups = pool, close, per_update, groups
         self._staleness = agent.plan.staleness
         self._learning = learning_of(agent, spec, size * per_update, host=True)
-        self._policy = jax.jit(agent.policy)
         self._keys = LearnKeys.of(seed)
         self._flow = Flow(pool, groups, agent.begin(size), ahead)
-        self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
-        form = fragment_form(agent, spec, size * per_update, self.state)
+        form = fragment_form(agent, spec, size * per_update)
         self._store = self._learning.begin(form)
-        self._learning.warm(self.state, form)  # while the runners start
+        learner.warm(form)  # while the runners start
         self._version = 0  # updates made
         self._queue: deque[Delivery] = deque()
         self.account = Account()
@@ -80,7 +79,7 @@ class AsynchronousRun:
         stale: list[int] = []
         while len(taken) < self._groups or not updates:
             if not self._published:
-                self._pool.publish(self._version, jax.device_get(self._policy(self.state)))
+                self._pool.publish(self._version, jax.device_get(self.learner.acting()))
                 self._published = True
             self._gather()
             taken += self._drop_stale()
@@ -88,8 +87,8 @@ class AsynchronousRun:
                 continue
             batch = [self._queue.popleft() for _ in range(self._per_update)]
             at = perf_counter()
-            self.state, self._store, metrics, _ = self._learning.take(
-                self.state, self._store, join([d.trajectory for d in batch]), self._keys, self._version
+            self._store, metrics, _ = self._learning.take(
+                self.learner, self._store, join([d.trajectory for d in batch]), self._keys, self._version
             )
             updates.append(jax.device_get(metrics))
             learning += perf_counter() - at

@@ -18,6 +18,8 @@ from shoal.execution.cluster.runner import Collector
 from shoal.execution.cluster.sharded import ShardedRun, layout_of, shards_of
 from shoal.execution.cluster.synchronous import SynchronousRun
 from shoal.execution.host import Host
+from shoal.execution.learner import LearnerHere
+from shoal.keys import key_for
 from shoal.recipe import Experiment
 from shoal.types import Replay
 
@@ -37,16 +39,17 @@ def start(on: Cluster, experiment: Experiment) -> Run:
     undo = ExitStack()
     try:
         pool = _pool(on, experiment, groups, size, replayed, undo)
+        learner = LearnerHere.new(experiment.agent, key_for(experiment.seed, "init"))
         ahead = 1 if on.policy_actors else AHEAD  # a stepper follows one order of a group at a time
         if replayed:
             on_ray = on.replay_shards > 0 and not on.inline
             shards = shards_of(experiment, groups, size, max(1, on.replay_shards), on_ray=on_ray)
             undo.callback(shards.close)
-            return ShardedRun(experiment, pool, shards, groups, size, ahead, undo.close)
+            return ShardedRun(experiment, learner, pool, shards, groups, size, ahead, undo.close)
         if plan.staleness:
             per_update = on.per_update or max(1, groups // 2)
-            return AsynchronousRun(experiment, pool, groups, size, per_update, ahead, undo.close)
-        return SynchronousRun(experiment, pool, groups, size, undo.close)
+            return AsynchronousRun(experiment, learner, pool, groups, size, per_update, ahead, undo.close)
+        return SynchronousRun(experiment, learner, pool, groups, size, undo.close)
     except BaseException:
         undo.close()
         raise
@@ -90,7 +93,7 @@ def _pool(
             "ask for less for each runner"
         )
     if on.policy_actors:
-        crew = steppers(experiment, groups, size, on.policy_actors, on.policy_cpus, on.policy_gpus)
+        crew = steppers(experiment, size, on.policy_actors, on.policy_cpus, on.policy_gpus)
     else:
         fetch = not (replayed and on.replay_shards)
         crew = env_runners(experiment.recipe, experiment.seed, size, sharded=replayed, fetch=fetch)

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.execution.cluster.shards import Stored
 from shoal.execution.unroll import fragment_form
 from shoal.keys import key_for
-from shoal.types import Agent, EnvSpec, Params, Replay, State, Trajectory
+from shoal.types import Agent, EnvSpec, Params, Replay, Trajectory
 
 Seen = list[Any]  # the leaves of a Trajectory in JAX's order; None where the learner need not see it
 Parcel = Callable[[Params, Trajectory], tuple[Seen, Stored]]
@@ -27,7 +26,7 @@ Parcel = Callable[[Params, Trajectory], tuple[Seen, Stored]]
 
 def form_of(agent: Agent, spec: EnvSpec, size: int) -> Trajectory:
     """The shapes and dtypes of a fragment of one group."""
-    return fragment_form(agent, spec, size, jax.eval_shape(agent.init, key_for(0, "form")))
+    return fragment_form(agent, spec, size)
 
 
 def kept(plan: Replay, trajectory: Trajectory) -> Trajectory:
@@ -64,16 +63,12 @@ def view(form: Trajectory, seen: Seen) -> Trajectory:
     return jax.tree.unflatten(jax.tree.structure(form), seen)
 
 
-def observer(agent: Agent, form: Trajectory) -> Callable[[State, Seen], State]:
-    """`agent.observe` of what the learner sees, compiled."""
+def filled(form: Trajectory, seen: Seen) -> Trajectory:
+    """What the learner sees, with zeros that take no memory for the rest."""
     shapes, structure = jax.tree.flatten(form)
-
-    @jax.jit
-    def observe(state: State, seen: Seen) -> State:
-        full = [jnp.zeros(f.shape, f.dtype) if x is None else x for x, f in zip(seen, shapes, strict=True)]
-        return agent.observe(state, jax.tree.unflatten(structure, full))
-
-    return observe
+    nothing = lambda f: np.broadcast_to(np.zeros((), f.dtype), f.shape)  # noqa: E731
+    full = [nothing(f) if x is None else x for x, f in zip(seen, shapes, strict=True)]
+    return jax.tree.unflatten(structure, full)
 
 
 def looked_at(agent: Agent, form: Trajectory) -> list[bool]:

@@ -31,16 +31,17 @@ from shoal.execution.cluster import parcels
 from shoal.execution.cluster.flow import Flow
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
-from shoal.execution.cluster.shard_fleet import InlineShards, RayShards
+from shoal.execution.cluster.shard_fleet import InlineShards, RayShards, ReplayShard
 from shoal.execution.cluster.shard_pool import Draw, ShardPool
 from shoal.execution.cluster.shards import Shard
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
 from shoal.execution.host import mean_info
+from shoal.execution.learner import Learner
 from shoal.execution.learning import LearnKeys
-from shoal.keys import fold, key_for
+from shoal.keys import fold
 from shoal.recipe import Experiment
 from shoal.replay import ratio
-from shoal.types import Draws, Replay, State
+from shoal.types import Draws, Replay
 
 PREFETCH = 2  # draws that are requested before they are learned from: one in hand, one on its way
 ANSWER_SECONDS = 0.02  # to wait for a shard before looking at the runners again
@@ -69,6 +70,7 @@ class ShardedRun:
     def __init__(
         self,
         experiment: Experiment,
+        learner: Learner,
         pool: Pool,
         shards: ShardPool,
         groups: int,
@@ -79,17 +81,14 @@ class ShardedRun:
         agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
         plan = agent.plan
         assert isinstance(plan, Replay)
+        self.learner = learner
         self._plan, self._pool, self._shards, self._close = plan, pool, shards, close
         self._steps = plan.rows * size  # at most, in a fragment
         self._updates = replay.most_updates(plan, size)  # gradient steps of one call of `learn`
         # As much as may be on the way without learning being behind, and a fragment more.
         self._tolerance = (ahead * groups + 1) * ratio.least_tolerance(plan, self._steps, self._updates)
         self._form = parcels.form_of(agent, spec, size)
-        self._observe = parcels.observer(agent, self._form)
-        self._learn = jax.jit(agent.learn)
-        self._policy = jax.jit(agent.policy)
         self._keys = LearnKeys.of(seed)
-        self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
         self._flow = Flow(pool, groups, agent.begin(size), ahead)
         self._parcel = parcels.parcel(agent, spec, size)
         self._groups = range(groups)
@@ -110,7 +109,7 @@ class ShardedRun:
         metrics: list[Any] = []
         while len(taken) < len(self._groups):
             if not self._published:
-                self._acting = jax.device_get(self._policy(self.state))
+                self._acting = jax.device_get(self.learner.acting())
                 self._pool.publish(self._version, self._acting)
                 self._published = True
             draw = self._next_draw()
@@ -173,7 +172,7 @@ class ShardedRun:
             return []
         first = parcels.view(self._form, report.seen).first
         self._earned[report.group, report.fragment] = int((~np.asarray(first)[1:]).sum())
-        self.state = self._observe(self.state, report.seen)
+        self.learner.observe(parcels.filled(self._form, report.seen))
         self._shards.insert(report.group, report.fragment, delivery.trajectory)
         return [staleness]
 
@@ -210,16 +209,15 @@ class ShardedRun:
 
     def _learn_from(self, draw: Draw) -> Any:
         key = fold(self._keys.learn, self._version)
-        update = self._learn(self.state, Draws(draw.minibatches(), np.array(self._updates, np.int32)), key)
+        learned = self.learner.learn(Draws(draw.minibatches(), np.array(self._updates, np.int32)), key)
         if self._plan.prioritized:
-            if update.priorities is None:
+            if learned.priorities is None:
                 raise ShoalError("the plan of this agent is prioritized, but its grads give no priorities")
-            self._shards.give(draw, np.asarray(update.priorities))
-        self.state = update.state
+            self._shards.give(draw, np.asarray(learned.priorities))
         self._version += 1
         self._published = False
         self._credit = ratio.learned(self._plan, self._credit, self._updates)
-        return jax.device_get(update.metrics)
+        return jax.device_get(learned.metrics)
 
     def _counts(self, stale: list[int]) -> dict[str, float]:
         account = self.account
@@ -280,7 +278,7 @@ def shards_of(experiment: Experiment, groups: int, size: int, shards: int, *, on
     assert isinstance(agent.plan, Replay)
     form = parcels.kept(agent.plan, parcels.form_of(agent, experiment.source.spec, size))
     if on_ray:
-        fleet = RayShards(layout, form, experiment.recipe.threads)
+        fleet = RayShards(ReplayShard, lambda number: (layout, form), experiment.recipe.threads)
     else:
-        fleet = InlineShards(lambda: Shard(layout, form))
+        fleet = InlineShards(lambda number: Shard(layout, form))
     return ShardPool(fleet, shards, groups, layout.rows // layout.fragment)

@@ -16,12 +16,11 @@ from shoal.execution import Iteration
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.host import mean_info
+from shoal.execution.learner import Learner
 from shoal.execution.learning import LearnKeys, described, learning_of
 from shoal.execution.local import fragment_of, group_state
 from shoal.execution.unroll import fragment_form, join
-from shoal.keys import key_for
 from shoal.recipe import Experiment
-from shoal.types import State
 
 WAIT_SECONDS = 5.0  # between two looks at what else there is to do
 
@@ -30,25 +29,30 @@ class SynchronousRun:
     """A started Cluster executor, for a plan without staleness. close: ends what is behind the pool."""
 
     def __init__(
-        self, experiment: Experiment, pool: Pool, groups: int, size: int, close: Callable[[], None]
+        self,
+        experiment: Experiment,
+        learner: Learner,
+        pool: Pool,
+        groups: int,
+        size: int,
+        close: Callable[[], None],
     ) -> None:
         agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
+        self.learner = learner
         self._pool, self._close = pool, close
         self._learning = learning_of(agent, spec, size * groups, host=True)
-        self._policy = jax.jit(agent.policy)
         self._groups = range(groups)
         self._keys = LearnKeys.of(seed)
         self._carry = agent.begin(size)
         self._iteration = 0
-        self.state: State = jax.jit(agent.init)(key_for(seed, "init"))
-        form = fragment_form(agent, spec, size * groups, self.state)
+        form = fragment_form(agent, spec, size * groups)
         self._store = self._learning.begin(form)
-        self._learning.warm(self.state, form)  # while the runners start
+        learner.warm(form)  # while the runners start
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned."""
         i, begun = self._iteration, perf_counter()
-        self._pool.publish(i, jax.device_get(self._policy(self.state)))
+        self._pool.publish(i, jax.device_get(self.learner.acting()))
         for g in self._groups:
             self._pool.order(g, i)
         arrived: dict[int, Delivery] = {}
@@ -56,8 +60,8 @@ class SynchronousRun:
             arrived |= {d.report.group: d for d in self._pool.deliveries(WAIT_SECONDS)}
         deliveries = [arrived[g] for g in self._groups]
         collected = perf_counter()
-        self.state, self._store, metrics, updates = self._learning.take(
-            self.state, self._store, join([d.trajectory for d in deliveries]), self._keys, i
+        self._store, metrics, updates = self._learning.take(
+            self.learner, self._store, join([d.trajectory for d in deliveries]), self._keys, i
         )
         metrics = jax.device_get(metrics)
         learned = perf_counter()
