@@ -7,7 +7,7 @@ pool.py          the supervisor, with staff.py (runners), homes.py and balance.p
                  deadlines.py (silence), elastic.py (how many runners) and roster.py (what it keeps)
 luggage.py       what the user gave as code, on its way
 fleet.py         runners on Ray;  inline.py  the same in this process
-inference.py     policies that act for all runners;  stepper.py  runners that only step
+inference.py     policies that act for all runners;  stepper.py  runners that only step;  line.py  between
 synchronous.py   the bits of Local;  asynchronous.py  nobody waits;  sharded.py  nor with a replay
 flow.py          what is ordered ahead, and where a resumed run goes on
 parcels.py       fragments on their way into a replay;  shards.py  its parts

@@ -72,15 +72,16 @@ def env_runners(recipe: Recipe, seed: int, size: int, *, sharded: bool = False, 
     return Crew(actor=EnvRunner, arguments=lambda runner: arguments, fetch=fetch)
 
 
-def steppers(experiment: Experiment, groups: int, size: int, count: int, cpus: float, gpus: float) -> Crew:
+def steppers(experiment: Experiment, size: int, count: int, cpus: float, gpus: float) -> Crew:
     """Runners that step environments, and `count` policy actors that act for them."""
     recipe, agent = experiment.recipe, experiment.agent
     # By value: a reference would end before an actor that is restarted.
-    actors = PolicyActors(pack(recipe), size, count, groups, cpus, gpus, kill_process)
+    actors = PolicyActors(pack(recipe), size, count, cpus, gpus, kill_process)
     env, fresh = ray.put(pack(dict(recipe.env))), jax.device_get(agent.begin(size))
 
     def arguments(runner: int) -> tuple[Any, ...]:
-        return env, agent.plan.rows, fresh, experiment.seed, size, actors.handles[runner % count]
+        policy = actors.handles[runner % count], actors.token
+        return env, agent.plan.rows, fresh, experiment.seed, size, *policy
 
     return Crew(
         actor=Stepper,
@@ -128,6 +129,8 @@ class RayFleet:
         return params if small else ray.put(params)
 
     def send(self, runner: int, order: Order, params: Any) -> Ticket:
+        if self._crew.beside is not None:
+            self._crew.beside.learn(order.version, params)
         report, trajectory = self._runners[runner].collect.options(num_returns=2).remote(order, params)
         return Ticket(report, trajectory)
 

@@ -1,16 +1,19 @@
 """Central inference, the layout of SEED RL (Espeholt et al. 2020): policy actors act for all runners.
 
-    steppers' rows --Ask--> a policy actor: wait a moment, act for all who have asked, at once --> Answers
+    steppers' rows --Ask--> a policy actor: act for all who have asked meanwhile, at once --> Answers
 
 Steppers only step environments and do not load JAX. Groups are mixed into one batch, and the policy may be
 newer in a later row of a fragment, so this is for asynchronous plans. The actor keeps nothing that cannot be
-had again: the memory of the policy stays with the steppers, and every question names the parameters that are
-at least to be used, so that an actor that died and was started anew by Ray answers what was asked before.
+had again: the memory of the policy stays with the steppers, and every question names the version of the
+parameters that at least are to act, so that an actor that died and was started anew by Ray answers what was
+asked before. New parameters come from the driver; an actor that has missed them says so, and a stepper tells
+it. Rows go over `line`s, all else is Ray's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,20 +21,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from shoal import trees
+from shoal.execution.cluster.line import Caller, Line
 from shoal.execution.cluster.luggage import Luggage, unpack
 
 if TYPE_CHECKING:
     from shoal.recipe import Recipe
     from shoal.types import Agent
 
-WAIT_SECONDS = 0.002  # how long the first who asks waits for others
+NEWS_SECONDS = 0.2  # how long a row waits for parameters that are on their way to the actor
 SILENT_SECONDS = 5.0  # an actor that does not answer a greeting for so long is held to be hung
 
 
 class Ask(NamedTuple):
     """A row of one group of B environments. key: the fragment's; t: the row's number in it; index: of the
-    group's first environment. version, params: what acts at least; a reference in a list is not resolved on
-    the way."""
+    group's first environment. version: of the parameters that at least act."""
 
     obs: Any
     first: np.ndarray
@@ -41,7 +44,6 @@ class Ask(NamedTuple):
     t: int
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.index)
     version: int
-    params: list[Any]
 
 
 class Answer(NamedTuple):
@@ -51,6 +53,36 @@ class Answer(NamedTuple):
     carry: Any
     extras: Any
     version: int
+
+
+class Behind(NamedTuple):
+    """In the place of an Answer: the actor has older parameters than those that were asked for."""
+
+
+class Failed(NamedTuple):
+    """In the place of an Answer: acting raised this."""
+
+    error: str
+
+
+def asking(policy: Any, token: bytes) -> Callable[[Ask, list[Any]], Answer]:
+    """How a stepper's thread asks: (row, [a reference to the parameters of its version]) -> Answer. policy:
+    the actor's handle. RuntimeError where acting raised."""
+    import ray
+
+    line = Line(lambda: ray.get(policy.address.remote()), token)
+
+    def ask(row: Ask, params: list[Any]) -> Answer:
+        while True:
+            answer = line.ask(row)
+            if isinstance(answer, Behind):
+                ray.get(policy.learn.remote(row.version, params))
+            elif isinstance(answer, Failed):
+                raise RuntimeError(f"a policy actor could not act: {answer.error}")
+            else:
+                return answer
+
+    return ask
 
 
 def act_groups(agent: Agent, size: int) -> Callable[..., Any]:
@@ -92,58 +124,78 @@ class Batcher:
 
 
 class PolicyActor:
-    """The Ray actor, an asynchronous one: who asks while others wait joins them."""
+    """The Ray actor, an asynchronous one. What comes while it acts is acted for together, thereafter."""
 
-    def __init__(self, luggage: Luggage, size: int, most: int) -> None:
-        """luggage: the Recipe. most: so many groups may ask at a time; they are answered without waiting."""
+    def __init__(self, luggage: Luggage, size: int, token: bytes) -> None:
+        """luggage: the Recipe. token: what steppers show."""
         recipe: Recipe = unpack(luggage, gpu=True)
         from shoal.execution.cluster.session import process_identity
         from shoal.runtime import configure
 
         configure(recipe.threads)
-        self._identity = process_identity()
+        self._identity, self._token = process_identity(), token
         self._batcher = Batcher(recipe.agent(recipe.source().spec), size)
-        self._most = most
         self._version, self._params = -1, None
-        self._asked: list[tuple[Ask, asyncio.Future[Answer]]] = []
-        self._news = asyncio.Lock()
+        self._asked: list[tuple[Ask, Caller]] = []
+        self._early: list[tuple[Ask, Caller]] = []
+        self._due = False
+        self._opening, self._news = asyncio.Lock(), asyncio.Lock()
+        self._address: tuple[str, int] | None = None
 
     async def identity(self) -> Any:
         """Of this process. Answered between two batches, so that silence means that it hangs."""
         return self._identity
 
-    async def act(self, ask: Ask) -> Answer:
-        await self._learn_of(ask.version, ask.params)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self._asked.append((ask, future))
-        if len(self._asked) >= self._most:
-            self._answer()
-        elif len(self._asked) == 1:
-            loop.call_later(WAIT_SECONDS, self._answer)
-        return await future
+    async def address(self) -> tuple[str, int]:
+        """(host, port) where rows are asked."""
+        async with self._opening:
+            if self._address is None:
+                import ray
 
-    async def _learn_of(self, version: int, params: list[Any]) -> None:
-        if version <= self._version:
-            return
-        import jax
+                host, loop = ray.util.get_node_ip_address(), asyncio.get_running_loop()
+                server = await loop.create_server(lambda: Caller(self._token, self._take), host, 0)
+                self._address = host, server.sockets[0].getsockname()[1]
+            return self._address
 
+    async def learn(self, version: int, params: list[Any]) -> None:
+        """Act with these parameters from now on, if they are newer. params: [a reference]."""
         async with self._news:
-            if version > self._version:
-                self._params, self._version = jax.device_put(await params[0]), version
+            if version <= self._version:
+                return
+            import jax
+
+            self._params, self._version = jax.device_put(await params[0]), version
+        early, self._early = self._early, []
+        for row, caller in early:
+            self._take(row, caller)
+
+    def _take(self, row: Ask, caller: Caller) -> None:
+        loop = asyncio.get_running_loop()
+        if row.version > self._version:
+            early = row, caller
+            self._early.append(early)
+            loop.call_later(NEWS_SECONDS, self._refuse, early)
+            return
+        self._asked.append((row, caller))
+        if not self._due:
+            self._due = True
+            loop.call_soon(loop.call_soon, self._answer)  # what has arrived by now is read before
+
+    def _refuse(self, early: tuple[Ask, Caller]) -> None:
+        if any(each is early for each in self._early):
+            self._early = [each for each in self._early if each is not early]
+            early[1].answer(Behind())
 
     def _answer(self) -> None:
-        asked, self._asked = self._asked, []
-        if not asked:
-            return
+        asked, self._asked, self._due = self._asked, [], False
         try:
-            answers = self._batcher(self._params, [ask for ask, _ in asked])
+            made = self._batcher(self._params, [row for row, _ in asked])
         except Exception as error:
-            for _, future in asked:
-                future.set_exception(error)
+            for _, caller in asked:
+                caller.answer(Failed(f"{type(error).__name__}: {error}"))
             return
-        for (_, future), answer in zip(asked, answers, strict=True):
-            future.set_result(Answer(*answer, self._version))
+        for (_, caller), answer in zip(asked, made, strict=True):
+            caller.answer(Answer(*answer, self._version))
 
 
 class PolicyActors:
@@ -157,7 +209,6 @@ class PolicyActors:
         luggage: Luggage,
         size: int,
         count: int,
-        most: int,
         cpus: float,
         gpus: float,
         kill: Callable[..., None],
@@ -167,12 +218,20 @@ class PolicyActors:
         remote: Any = ray.remote(PolicyActor)
         # Ray starts a dead one anew and asks again what was not answered.
         actor = remote.options(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=-1)
-        self.handles = [actor.remote(luggage, size, most) for _ in range(count)]
+        self.token, self._version = secrets.token_bytes(32), -1
+        self.handles = [actor.remote(luggage, size, self.token) for _ in range(count)]
         self._kill = kill
         self._greeted: list[tuple[Any, float]] = [(h.identity.remote(), float("inf")) for h in self.handles]
         self._identity: list[Any] = [None] * count
         self._next = 0.0
         self.restarts = 0
+
+    def learn(self, version: int, params: list[Any]) -> None:
+        """Tell all of these parameters, unless that was done. params: [a reference]."""
+        if version > self._version:
+            self._version = version
+            for handle in self.handles:
+                handle.learn.remote(version, params)
 
     def tend(self) -> None:
         """Greet every actor now and then; end one that has been silent for too long."""

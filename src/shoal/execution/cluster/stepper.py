@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from threading import Lock
+from threading import Lock, local
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from shoal import trees
 from shoal.envs import resolve
-from shoal.execution.cluster.inference import Answer, Ask
+from shoal.execution.cluster.inference import Answer, Ask, asking
 from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.orders import Order, Report
 from shoal.execution.rollout import host_unroll
@@ -30,13 +30,20 @@ class Stepper:
     One group has at most one order under way: the driver sees to it.
     """
 
-    def begin(self, luggage: Luggage, rows: int, carry: Any, seed: int, size: int, policy: Any) -> Any:
-        """luggage: the arguments of `resolve`. policy: the policy actor. For the rest see `prepare`. Returns
-        the identity of this process."""
-        env = unpack(luggage)
+    def begin(
+        self, luggage: Luggage, rows: int, carry: Any, seed: int, size: int, policy: Any, token: bytes
+    ) -> Any:
+        """luggage: the arguments of `resolve`. policy, token: the policy actor, and what it wants to be
+        shown. For the rest see `prepare`. Returns the identity of this process."""
+        env, threads = unpack(luggage), local()
         from shoal.execution.cluster.session import process_identity
 
-        self.prepare(env, rows, carry, seed, size, _asking(policy))
+        def ask(row: Ask, params: list[Any]) -> Answer:
+            if not hasattr(threads, "ask"):
+                threads.ask = asking(policy, token)
+            return threads.ask(row, params)
+
+        self.prepare(env, rows, carry, seed, size, ask)
         return process_identity()
 
     def prepare(
@@ -46,9 +53,10 @@ class Stepper:
         carry: Any,
         seed: int,
         size: int,
-        ask: Callable[[Ask], Answer],
+        ask: Callable[[Ask, list[Any]], Answer],
     ) -> None:
-        """env: the arguments of `resolve`. rows: of a fragment. carry: the memory of a fresh group."""
+        """env: the arguments of `resolve`. rows: of a fragment. carry: the memory of a fresh group. ask: see
+        `inference.asking`; every thread calls it."""
         self._source = resolve(**env)
         self._rows, self._fresh, self._seed, self._size = rows, carry, seed, size
         self._ask = ask
@@ -65,8 +73,8 @@ class Stepper:
         versions: list[int] = []
 
         def act(obs: Any, first: Any, reward: Any, t: int, carry: Any) -> tuple[Any, Any, Any]:
-            ask = Ask(obs, first, reward, carry, key, t, number * size, order.version, params)
-            answer = self._ask(ask)
+            row = Ask(obs, first, reward, carry, key, t, number * size, order.version)
+            answer = self._ask(row, params)
             versions.append(answer.version)
             return answer.action, answer.carry, answer.extras
 
@@ -95,9 +103,3 @@ class Stepper:
         hosted = self._hosted.pop(group, None)
         if hosted is not None:
             hosted.group.close()
-
-
-def _asking(policy: Any) -> Callable[[Ask], Answer]:
-    import ray
-
-    return lambda ask: ray.get(policy.act.remote(ask))
