@@ -36,6 +36,10 @@ _FRUGAL = {
 # Ray starts an idle worker for each CPU while it starts itself. Runners take them, and save 0.6 s of CPU time
 # each; where most would stay idle, at 45 MB each, they are not started.
 _NO_PRESTART = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+# What `ray.init` starts beside the store and the scheduler, whatever it is told (Ray 2.60): an autoscaler, a
+# reader of logs and the server of a dashboard, 47 to 56 MB and 0.8 s of processor time each; it waits for the
+# last of them. They serve nobody on a Ray that lives for one program and prints nothing.
+_SERVERS = ("start_monitor", "start_log_monitor", "start_api_server")
 _IMPATIENT = {"RAY_NUM_REDIS_GET_RETRIES": "5", "RAY_gcs_server_port_wait_time_s": "5"}  # seconds; else 20
 
 
@@ -99,7 +103,7 @@ def start(
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning, module="subprocess")
     total = max(os.cpu_count() or 1, math.ceil(cpus))
     frugal = _FRUGAL if total <= 2 * cpus else {**_FRUGAL, **_NO_PRESTART}
-    with _environment({**_QUIET, **frugal}, {reaper.MARK: mark}):
+    with _environment({**_QUIET, **frugal}, {reaper.MARK: mark}), _without_servers():
         import ray
 
         context: Any = ray.init(
@@ -192,6 +196,25 @@ def _environment(defaults: Mapping[str, str], fixed: Mapping[str, str]) -> Itera
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _without_servers() -> Iterator[None]:
+    """A Ray that is started in the block does without `_SERVERS`. There is no option for that, so the methods
+    that start them do nothing in here; a Ray that has no such methods starts what it will."""
+    try:
+        from ray._private.node import Node
+    except ImportError:
+        yield
+        return
+    plain = {name: vars(Node)[name] for name in _SERVERS if name in vars(Node)}
+    for name in plain:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in plain.items():
+            setattr(Node, name, method)
 
 
 def _store_bytes() -> int:
