@@ -145,7 +145,7 @@ class Flaky(InlineShards):
     """Shards that can be killed, or hang, and inputs that can be lost."""
 
     def __init__(self, shape: Layout, past: History) -> None:
-        super().__init__(lambda: shard_of(shape, past))
+        super().__init__(lambda number: shard_of(shape, past))
         self.dead: set[int] = set()
         self.silent: set[int] = set()
         self.gone: list[Any] = []

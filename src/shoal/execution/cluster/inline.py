@@ -9,15 +9,19 @@ from typing import Any
 from shoal.envs.errors import EnvError
 from shoal.errors import ShoalError
 from shoal.execution.cluster.orders import CollectFailed, Order, Report, Ticket
-from shoal.execution.cluster.runner import Collector
 
 
 class InlineFleet:
-    """make: gives a runner's Collector."""
+    """make: gives a runner's Collector, or what does as it does. parts, attached: as of a `fleet.Crew`."""
 
-    def __init__(self, make: Callable[[], Collector]) -> None:
-        self._make = make
-        self._runners: dict[int, Collector] = {}
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        parts: int = 1,
+        attached: Callable[[Order], tuple[Any, ...]] = lambda order: (),
+    ) -> None:
+        self._make, self._parts, self._attached = make, parts, attached
+        self._runners: dict[int, Any] = {}
 
     def start(self, runner: int) -> Ticket:
         self._runners[runner] = self._make()
@@ -28,10 +32,11 @@ class InlineFleet:
 
     def send(self, runner: int, order: Order, params: Any) -> Ticket:
         made: list[Any] = []
+        attached = self._attached(order)
 
         def collect() -> Report:
-            report, trajectory = self._runners[runner].collect(order, params)
-            made.append(trajectory)
+            report, *parts = self._runners[runner].collect(order, params, *attached)
+            made.extend(parts)
             return report
 
         return Ticket(collect, made)
@@ -54,7 +59,8 @@ class InlineFleet:
             raise CollectFailed(f"{type(error).__name__}: {error}", user=False) from error
 
     def fetch(self, trajectory: Any) -> Any:
-        return trajectory.pop()
+        whole, *others = trajectory
+        return others if self._parts > 1 and whole is None else whole
 
     def kill(self, runner: int) -> None:
         collector = self._runners.pop(runner, None)

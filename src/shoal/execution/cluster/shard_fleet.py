@@ -1,5 +1,5 @@
-"""Where replay shards live: actors on Ray, or objects in this process. JAX is imported by the actor alone,
-after it has said that it wants no GPU.
+"""Where shards live, of a replay or of parameters: actors on Ray, or objects in this process. JAX is imported
+by the actor alone, after it has said that it wants no GPU.
 
 A shard follows its calls one after another. What goes in beside small things is given as the runner's own
 result, which Ray hands from one process to the other.
@@ -7,15 +7,13 @@ result, which Ray hands from one process to the other.
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from shoal.errors import ShoalError
-
-if TYPE_CHECKING:
-    from shoal.execution.cluster.shards import Shard
 
 
 class ShardLost(Exception):
@@ -34,11 +32,20 @@ class ShardFleet(Protocol):
         ...
 
     def call(self, shard: int, method: str, *arguments: Any) -> Any:
-        """A handle for what that method of `Shard` gives, after all calls before it."""
+        """A handle for what that method of the shard gives, after all calls before it."""
+        ...
+
+    def call_for_two(self, shard: int, method: str, *arguments: Any) -> tuple[Any, Any]:
+        """For a method that gives two values: a handle for the first, and one, as `put` gives it, for the
+        second, which need not come to this process."""
         ...
 
     def put(self, value: Any) -> Any:
         """A handle for something large that several calls may take in."""
+        ...
+
+    def get(self, put: Any) -> Any:
+        """What such a handle is for. Raises InputLost."""
         ...
 
     def wait(self, handles: Sequence[Any], timeout: float) -> set[Any]:
@@ -57,21 +64,28 @@ class ShardFleet(Protocol):
 
 
 class InlineShards:
-    """Shards in this process. make: gives an empty one."""
+    """Shards in this process. make: gives an empty one, by its number."""
 
-    def __init__(self, make: Callable[[], Shard]) -> None:
+    def __init__(self, make: Callable[[int], Any]) -> None:
         self._make = make
-        self._shards: dict[int, Shard] = {}
+        self._shards: dict[int, Any] = {}
 
     def start(self, shard: int) -> Any:
-        self._shards[shard] = self._make()
+        self._shards[shard] = self._make(shard)
         return _Answer(None)
 
     def call(self, shard: int, method: str, *arguments: Any) -> Any:
         return _Answer(getattr(self._shards[shard], method)(*arguments))
 
+    def call_for_two(self, shard: int, method: str, *arguments: Any) -> tuple[Any, Any]:
+        first, second = self.call(shard, method, *arguments).value
+        return _Answer(first), second
+
     def put(self, value: Any) -> Any:
         return value
+
+    def get(self, put: Any) -> Any:
+        return put
 
     def wait(self, handles: Sequence[Any], timeout: float) -> set[Any]:
         return set(handles)
@@ -91,8 +105,8 @@ class _Answer:
         self.value = value
 
 
-class ReplayShard:
-    """The Ray actor around a `Shard`. It is ready when `hold` has returned."""
+class ShardActor:
+    """The Ray actor around a shard. It is ready when `hold` has returned."""
 
     def begin(self, threads: int) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -100,12 +114,13 @@ class ReplayShard:
 
         configure(threads)
 
-    def hold(self, layout: Any, form: Any) -> Any:
-        """Have an empty shard; returns the identity of this process (see `session.process_identity`)."""
+    def hold(self, make: str, *arguments: Any) -> Any:
+        """Have the shard that "module:name" makes of the arguments; returns the identity of this process (see
+        `session.process_identity`)."""
         from shoal.execution.cluster.session import process_identity
-        from shoal.execution.cluster.shards import Shard
 
-        self._shard = Shard(layout, form)
+        module, _, name = make.partition(":")
+        self._shard = getattr(importlib.import_module(module), name)(*arguments)
         return process_identity()
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -115,18 +130,19 @@ class ReplayShard:
 class RayShards:
     """Shards on Ray, spread over its nodes. They ask for no CPU of their own: they work when asked.
 
-    layout, form: as `Shard` takes them. threads: XLA's, of the experiment.
+    make: "module:name" of what makes one there. arguments: of that, by the shard's number. threads: XLA's,
+    of the experiment.
     """
 
-    def __init__(self, layout: Any, form: Any, threads: int) -> None:
+    def __init__(self, make: str, arguments: Callable[[int], tuple[Any, ...]], threads: int) -> None:
         import ray
 
         self._ray = ray
-        remote: Any = ray.remote(ReplayShard)
+        remote: Any = ray.remote(ShardActor)
         self._actor = remote.options(
             num_cpus=0, num_gpus=0, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0
         )
-        self._layout, self._form, self._threads = layout, form, threads
+        self._make, self._arguments, self._threads = make, arguments, threads
         self._shards: dict[int, Any] = {}
         self._identity: dict[int, Any] = {}
         self._starting: dict[Any, int] = {}
@@ -134,15 +150,27 @@ class RayShards:
     def start(self, shard: int) -> Any:
         actor = self._shards[shard] = self._actor.remote()
         actor.begin.remote(self._threads)
-        ready = actor.hold.remote(self._layout, self._form)
+        ready = actor.hold.remote(self._make, *self._arguments(shard))
         self._starting[ready] = shard
         return ready
 
     def call(self, shard: int, method: str, *arguments: Any) -> Any:
         return self._shards[shard].call.remote(method, *arguments)
 
+    def call_for_two(self, shard: int, method: str, *arguments: Any) -> tuple[Any, Any]:
+        first, second = self._shards[shard].call.options(num_returns=2).remote(method, *arguments)
+        return first, second
+
     def put(self, value: Any) -> Any:
         return self._ray.put(value)
+
+    def get(self, put: Any) -> Any:
+        from ray.exceptions import RayError
+
+        try:
+            return self._ray.get(put)
+        except RayError as error:
+            raise InputLost(_first_line(error)) from None
 
     def wait(self, handles: Sequence[Any], timeout: float) -> set[Any]:
         if not handles:
@@ -164,7 +192,7 @@ class RayShards:
                 raise ShoalError(str(cause)) from None
             if isinstance(cause, RayError):
                 raise InputLost(_first_line(cause)) from None
-            raise ShoalError(f"a replay shard failed: {type(cause).__name__}: {cause}") from error
+            raise ShoalError(f"a shard failed: {type(cause).__name__}: {cause}") from error
         except RayActorError as error:
             raise ShardLost(_first_line(error)) from None
         except RayError as error:

@@ -31,7 +31,7 @@ from shoal.execution.cluster import parcels
 from shoal.execution.cluster.flow import Flow
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
-from shoal.execution.cluster.shard_fleet import InlineShards, RayShards, ReplayShard
+from shoal.execution.cluster.shard_fleet import InlineShards, RayShards
 from shoal.execution.cluster.shard_pool import Draw, ShardPool
 from shoal.execution.cluster.shards import Shard
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
@@ -278,7 +278,8 @@ def shards_of(experiment: Experiment, groups: int, size: int, shards: int, *, on
     assert isinstance(agent.plan, Replay)
     form = parcels.kept(agent.plan, parcels.form_of(agent, experiment.source.spec, size))
     if on_ray:
-        fleet = RayShards(ReplayShard, lambda number: (layout, form), experiment.recipe.threads)
+        make = f"{Shard.__module__}:{Shard.__qualname__}"
+        fleet = RayShards(make, lambda number: (layout, form), experiment.recipe.threads)
     else:
         fleet = InlineShards(lambda number: Shard(layout, form))
     return ShardPool(fleet, shards, groups, layout.rows // layout.fragment)

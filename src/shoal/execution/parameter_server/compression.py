@@ -32,7 +32,7 @@ def bytes_of(packed: Packed) -> int:
     return packed.places.nbytes + packed.values.nbytes if isinstance(packed, Sparse) else packed.nbytes
 
 
-def unpack(packed: Packed) -> np.ndarray:
+def unpacked(packed: Packed) -> np.ndarray:
     """The vector again: float32 [n]."""
     if isinstance(packed, Sparse):
         vector = np.zeros(packed.size, np.float32)

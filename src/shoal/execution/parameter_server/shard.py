@@ -1,0 +1,128 @@
+"""A parameter shard: its share of the State, and the steps that are made on it, in the order in which they
+come.
+
+    (gradients, their norms) -> apply -> observe -> what is published: a Slice
+
+It is a state machine: from the same State, the same steps give the same bits. That is how a lost shard is
+made again (see servers.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from shoal import norms
+from shoal.counters import value
+from shoal.execution.cluster.luggage import Luggage, unpack
+from shoal.execution.cluster.parcels import Seen, filled, form_of
+from shoal.execution.parameter_server.compression import Packed, unpacked
+from shoal.execution.parameter_server.shares import Shares, Slice
+from shoal.recipe import Recipe
+from shoal.types import Agent, Array, EnvSpec, Gradient, Metrics, State, Trajectory
+
+
+class Push(NamedTuple):
+    """A gradient without its numbers: `Gradient.weight` and `Gradient.metrics`."""
+
+    weight: np.ndarray
+    metrics: Metrics
+
+
+class Step(NamedTuple):
+    """A step of the optimizer, with the sum of some gradients, and then what is observed. pushes: of these
+    gradients; () makes no step. norms: that `apply` takes, of the whole mean gradient. seen: of a fragment;
+    None: nothing is observed."""
+
+    pushes: tuple[Push, ...]
+    norms: Sequence[float] = ()
+    seen: Seen | None = None
+
+
+class Told(NamedTuple):
+    """How far a shard is. version: steps that it has made."""
+
+    version: int
+    env_steps: int
+
+
+class ParameterShard:
+    """form: of the fragments that are observed."""
+
+    def __init__(self, agent: Agent, shares: Shares, form: Trajectory, number: int) -> None:
+        self._shares, self._number = shares, number
+        self._version, self._state = -1, None
+
+        def apply(state: State, vector: Array, push: Push, taken: Sequence[Array]) -> State:
+            with norms.given(taken):
+                return agent.apply(state, Gradient(shares.sliced(vector, number), *push))
+
+        def squares(state: State, vector: Array, push: Push) -> list[Array]:
+            with norms.recorded() as found:
+                agent.apply(state, Gradient(shares.sliced(vector, number), *push))
+            return found
+
+        def observe(state: State, seen: Seen) -> State:
+            return agent.observe(state, filled(form, seen))
+
+        self._apply, self._squares, self._observe = jax.jit(apply), jax.jit(squares), jax.jit(observe)
+        self._published = jax.jit(shares.published)
+
+    def load(self, version: int, part: State) -> tuple[Told, Slice]:
+        """Have this share of a State, after so many steps."""
+        self._version, self._state = version, jax.device_put(part)
+        return self._told()
+
+    def save(self) -> State:
+        """Its share of the State, NumPy leaves."""
+        return jax.tree.map(np.asarray, self._state)
+
+    def squares(self, step: Step, *packed: Packed) -> list[float]:
+        """The squares of its share of each norm that this step will take."""
+        vector, push = _sum(step.pushes, packed)
+        return [float(square) for square in self._squares(self._now, vector, push)]
+
+    def advance(self, version: int, steps: Sequence[Step], *packed: Packed) -> tuple[Told, Slice]:
+        """Make steps, of which the first is number `version`. packed: of all pushes, in order."""
+        assert version == self._version, f"step {version} came after {self._version}"
+        left = iter(packed)
+        for step in steps:
+            if step.pushes:
+                vector, push = _sum(step.pushes, [next(left) for _ in step.pushes])
+                taken = [np.float32(norm) for norm in step.norms]
+                self._state = self._apply(self._now, vector, push, taken)
+            if step.seen is not None:
+                self._state = self._observe(self._now, step.seen)
+        self._version += len(steps)
+        return self._told()
+
+    @property
+    def _now(self) -> State:
+        assert self._state is not None, "a shard begins with `load`"
+        return self._state
+
+    def _told(self) -> tuple[Told, Slice]:
+        vector, rest = self._published(self._now)
+        slice_ = Slice(self._version, np.asarray(vector), [np.asarray(x) for x in rest])
+        return Told(self._version, value(self._now.env_steps)), slice_
+
+
+def shard_of(luggage: Luggage, spec: EnvSpec, envs: int, count: int, number: int) -> ParameterShard:
+    """Shard `number` of `count`, in a process of its own. luggage: the Recipe. envs: of a fragment that is
+    observed."""
+    recipe: Recipe = unpack(luggage)
+    agent = recipe.agent(spec)
+    return ParameterShard(agent, Shares.of(agent, count), form_of(agent, spec, envs), number)
+
+
+def _sum(pushes: Sequence[Push], packed: Sequence[Packed]) -> tuple[np.ndarray, Push]:
+    """Gradients added up in order: the bits do not depend on who computed them, or when."""
+    vector, weight, metrics = unpacked(packed[0]), *pushes[0]
+    for push, more in zip(pushes[1:], packed[1:], strict=True):
+        vector = vector + unpacked(more)
+        weight = weight + push.weight
+        metrics = {name: metrics[name] + x for name, x in push.metrics.items()}
+    return vector, Push(weight, dict(metrics))
