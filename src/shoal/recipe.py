@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.envs import Source, resolve
+from shoal.memo import remembered
 from shoal.transforms import normalize_observations, scale_rewards
 from shoal.types import Agent, EnvSpec
 
@@ -29,12 +30,18 @@ class Recipe:
         return resolve(**self.env)
 
     def agent(self, spec: EnvSpec) -> Agent:
-        agent = self.algorithm.bind(spec)
-        if self.normalize:
-            agent = normalize_observations(agent, spec)
-        if self.scale:
-            agent = scale_rewards(agent, self.algorithm.discount)
-        return agent
+        """The same object for equal recipes."""
+        return _agent(self.algorithm, spec, self.normalize, self.scale)
+
+
+@remembered
+def _agent(algorithm: Any, spec: EnvSpec, normalize: bool, scale: bool) -> Agent:
+    agent = algorithm.bind(spec)
+    if normalize:
+        agent = normalize_observations(agent, spec)
+    if scale:
+        agent = scale_rewards(agent, algorithm.discount)
+    return agent
 
 
 @dataclass(frozen=True, kw_only=True)

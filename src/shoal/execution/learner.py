@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from shoal.counters import value
+from shoal.memo import remembered
 from shoal.types import Agent, Array, Draws, Key, Metrics, OnPolicy, Params, Plan, State, Trajectory, Update
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Functions(NamedTuple):
     observe_and_learn: Callable[[State, Trajectory, Draws, Key], Update]
 
     @staticmethod
+    @remembered
     def of(agent: Agent) -> Functions:
         def observe_and_learn(state: State, trajectory: Trajectory, draws: Draws, key: Key) -> Update:
             return agent.learn(agent.observe(state, trajectory), draws, key)

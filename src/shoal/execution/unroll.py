@@ -17,6 +17,7 @@ import numpy as np
 from shoal.envs.jax import VectorEnv
 from shoal.execution.rollout import ActHost
 from shoal.keys import fold
+from shoal.memo import remembered
 from shoal.spaces import choices, zeros
 from shoal.types import (
     Acting,
@@ -34,6 +35,7 @@ from shoal.types import (
 ActRow = Callable[..., tuple[Any, Carry, Any]]
 
 
+@remembered
 def act_row(agent: Agent) -> ActRow:
     """`agent.act` for one row of a fragment, with the row's keys made inside the same compiled call.
 
