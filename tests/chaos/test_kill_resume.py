@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chaos_cases import CASES, STEPS, make
+from child import start
 
 from shoal import Trainer
 from shoal.rundir import RunDir
@@ -26,16 +24,15 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def kill_midway(name: str, run_dir: Path, rng: random.Random) -> None:
     """Start the case in a process of its own and kill it -9 once it has got somewhere."""
-    command = [sys.executable, str(Path(__file__).with_name("child.py")), name, str(run_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as child:
-        assert child.stdout is not None
-        wanted = rng.randrange(3, 10)
-        for line in child.stdout:
-            if int(line) >= wanted:
-                time.sleep(rng.random() * 0.05)  # anywhere: acting, learning, or in the middle of a save
-                break
-        child.send_signal(signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
+    wanted = rng.randrange(3, 10)
+    process, told = start(name, str(run_dir))
+    with told:
+        while told.recv() < wanted:
+            pass
+        time.sleep(rng.random() * 0.05)  # anywhere: acting, learning, or in the middle of a save
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", CASES)
