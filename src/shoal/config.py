@@ -19,10 +19,16 @@ from shoal.execution import Executor
 from shoal.execution.cluster import Cluster
 from shoal.execution.compiled import Compiled
 from shoal.execution.local import Local
+from shoal.execution.parameter_server import ParameterServer
 from shoal.recipe import Recipe
 from shoal.types import Agent, Algorithm, EnvSpec
 
-EXECUTORS: dict[str, type] = {"local": Local, "compiled": Compiled, "cluster": Cluster}
+EXECUTORS: dict[str, type] = {
+    "local": Local,
+    "compiled": Compiled,
+    "cluster": Cluster,
+    "parameter-server": ParameterServer,
+}
 _GIVEN = {"given": "as a function"}  # stands for a value that is code, and must be given again
 
 
@@ -74,7 +80,7 @@ def executor_to_json(on: Any) -> dict[str, Any]:
         raise ShoalError(
             f"on= must be one of {', '.join(c.__name__ for c in EXECUTORS.values())}, got {on!r}"
         )
-    if isinstance(on, Cluster):  # the groups are the experiment, whatever number of runners they came from
+    if isinstance(on, Cluster | ParameterServer):  # groups are the experiment, whoever they were meant for
         on = dataclasses.replace(on, groups=on.in_groups)
     return {"name": name, **dataclasses.asdict(on)}
 

@@ -40,12 +40,7 @@ def learner(
         rows = split(batch.rows, 1) if batch.index is None else whole(batch.rows)
 
         def step(state: State, number: Array) -> tuple[State, Gradient]:
-            if batch.index is None:
-                take = lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False)  # noqa: E731
-            else:
-                index = split(jax.lax.dynamic_index_in_dim(batch.index, number, keepdims=False), 0)
-                take = lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds")  # noqa: E731
-            gradient = grads(state, split(jax.tree.map(take, rows), 0), fold(key, 1, number))
+            gradient = grads(state, rows_of(batch._replace(rows=rows), number), fold(key, 1, number))
             return apply(state, gradient), gradient._replace(sum=())
 
         state, seen = _each(step, state, batch)
@@ -55,6 +50,16 @@ def learner(
         return Update(after, metrics, seen.priorities)
 
     return learn
+
+
+def rows_of(batch: Batch, number: Array) -> Any:
+    """The rows [N, ...] of minibatch `number`."""
+    if batch.index is None:
+        take = lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False)  # noqa: E731
+    else:
+        index = split(jax.lax.dynamic_index_in_dim(batch.index, number, keepdims=False), 0)
+        take = lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds")  # noqa: E731
+    return split(jax.tree.map(take, batch.rows), 0)
 
 
 def _each(step: Callable[[State, Array], tuple[State, Gradient]], state: State, batch: Batch) -> Any:

@@ -19,7 +19,7 @@ session.py       a Ray that is joined or started;  reaper.py  its end, whatever 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,20 +101,10 @@ class Cluster:
         """The number of runners to begin with."""
         return self.min_runners if self.runners == "auto" else self.runners
 
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
+    def prepared(self) -> AbstractContextManager[None]:
         """Start or join Ray in the background, for the runs that are started in the block; a Ray that none of
         them uses is released at its end."""
-        if self.inline:
-            yield
-            return
-        from shoal.execution.cluster import session
-
-        session.prepare(self.address, **self.needs())
-        try:
-            yield
-        finally:
-            session.release()
+        return begun_for(self.address, self.inline, self.needs())
 
     def start(self, experiment: Experiment) -> Run:
         from shoal.execution.cluster.build import start
@@ -134,3 +124,18 @@ class Cluster:
         resources = {name: amount * self.at_first for name, amount in self.resources.items()}
         cpus = self.cpus * self.at_first + self.policy_cpus * self.policy_actors
         return {"cpus": cpus, "resources": resources}
+
+
+@contextmanager
+def begun_for(address: str | None, inline: bool, needs: Mapping[str, Any]) -> Iterator[None]:
+    """See `Cluster.prepared`. needs: arguments of `session.join`."""
+    if inline:
+        yield
+        return
+    from shoal.execution.cluster import session
+
+    session.prepare(address, **needs)
+    try:
+        yield
+    finally:
+        session.release()

@@ -55,6 +55,8 @@ class Crew:
     actor: their class, with `begin`, `collect` and `drop`. arguments: of a runner's `begin`, by its number.
     threads: how many orders it follows at a time. resolve: whether orders come with the parameters, or with
     [a reference] to them. fetch: whether trajectories come to this process; else references to them do.
+    parts: so many things a runner gives beside the report; of several, the first is the trajectory, or None
+    where the others are what counts: references to these come. attached: what goes with an order.
     beside: those that act for the runners, if they do not act themselves.
     """
 

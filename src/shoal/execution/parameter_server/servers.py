@@ -63,7 +63,7 @@ class Servers:
         self._losses = dict.fromkeys(range(shares.count), 0)
         self._done: set[tuple[int, str]] = set()  # what each shard has done, and so compiled
         self.version, self.env_steps = 0, 0
-        self.slices: tuple[Any, ...] = ()  # handles of what all published, of this version
+        self._slices: tuple[Any, ...] = ()
         self.events: list[str] = []
         self.recovery = Recovery()
         self.spent = 0.0  # seconds until steps were made
@@ -74,6 +74,12 @@ class Servers:
     @property
     def _all(self) -> range:
         return range(self._shares.count)
+
+    @property
+    def slices(self) -> tuple[Any, ...]:
+        """Handles of what all shards published, of this version."""
+        self._ready()
+        return self._slices
 
     # -- the state ---------------------------------------------------------------------------------------
 
@@ -93,10 +99,14 @@ class Servers:
         """The State less its optimizer's (), of this version, NumPy leaves."""
         self._ready()
         try:
-            return self._shares.received([self._fleet.get(one) for one in self.slices])
+            return self._shares.received([self._fleet.get(one) for one in self._slices])
         except InputLost:  # a machine is gone; its shards may be found lost only now
             self._take_told(self._for_two("advance", lambda s: (self.version, ())))
-            return self._shares.received([self._fleet.get(one) for one in self.slices])
+            return self._shares.received([self._fleet.get(one) for one in self._slices])
+
+    def put(self, value: Any) -> Any:
+        """A handle of something that workers may fetch."""
+        return self._fleet.put(value)
 
     # -- steps -------------------------------------------------------------------------------------------
 
@@ -122,7 +132,7 @@ class Servers:
         return work._replace(step=work.step._replace(norms=norms))
 
     def _take_told(self, answers: list[tuple[Told, Any]]) -> None:
-        self.slices = tuple(published for _, published in answers)
+        self._slices = tuple(published for _, published in answers)
         self.version, self.env_steps = answers[0][0]
 
     def _set_base(self, parts: list[State], version: int) -> None:
@@ -216,8 +226,8 @@ class Servers:
         for version, work in self._log:
             told, published = self._fleet.call_for_two(s, "advance", *_arguments(version, work, s))
         self._wait(s, told, "replay")
-        if self.slices:
-            self.slices = (*self.slices[:s], published, *self.slices[s + 1 :])
+        if self._slices:
+            self._slices = (*self._slices[:s], published, *self._slices[s + 1 :])
 
     # -- what is said of it ------------------------------------------------------------------------------
 

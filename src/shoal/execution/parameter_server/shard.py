@@ -28,7 +28,7 @@ from shoal.types import Agent, Array, EnvSpec, Gradient, Metrics, State, Traject
 class Push(NamedTuple):
     """A gradient without its numbers: `Gradient.weight` and `Gradient.metrics`."""
 
-    weight: np.ndarray
+    weight: Array
     metrics: Metrics
 
 
@@ -120,7 +120,7 @@ def shard_of(luggage: Luggage, spec: EnvSpec, envs: int, count: int, number: int
 
 def _sum(pushes: Sequence[Push], packed: Sequence[Packed]) -> tuple[np.ndarray, Push]:
     """Gradients added up in order: the bits do not depend on who computed them, or when."""
-    vector, weight, metrics = unpacked(packed[0]), *pushes[0]
+    vector, (weight, metrics) = unpacked(packed[0]), pushes[0]
     for push, more in zip(pushes[1:], packed[1:], strict=True):
         vector = vector + unpacked(more)
         weight = weight + push.weight

@@ -1,0 +1,167 @@
+"""An asynchronous run: a gradient is applied when it comes, and its group goes on with the newest parameters.
+
+    order -> worker: gradient -> shards: step -> parameters of the next version -> the group's next order
+
+Nobody waits for anybody (Mnih et al. 2016, "Asynchronous methods for deep reinforcement learning"; Nair et
+al. 2015, "Massively parallel methods"), or, stale-synchronous, nobody runs far ahead: a group begins a
+fragment only while it is done with at most `bound` more than the slowest (Ho et al. 2013, "More effective
+distributed ML via a stale synchronous parallel parameter server").
+
+The staleness of a gradient is how many others were applied between the parameters that it was computed with
+and itself.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shoal.execution import Fragment, Iteration
+from shoal.execution.cluster.orders import Delivery
+from shoal.execution.cluster.pool import Pool
+from shoal.execution.cluster.synchronous import WAIT_SECONDS
+from shoal.execution.host import mean_info
+from shoal.execution.local import group_state
+from shoal.execution.parameter_server.learner import ServerLearner
+from shoal.execution.parameter_server.servers import Servers
+from shoal.execution.parameter_server.tasks import Tasks
+from shoal.execution.parameter_server.work import Done, Plan
+from shoal.types import Carry
+
+
+@dataclass
+class Account:
+    """Gradients since the run began here. Always: ordered = applied + in flight."""
+
+    ordered: int = 0
+    applied: int = 0
+
+
+class Arrived(NamedTuple):
+    """A delivery, what it came to, and the staleness of its gradient."""
+
+    delivery: Delivery
+    done: Done
+    staleness: int
+
+
+class AsynchronousRun:
+    """bound: of the groups' fragments ahead of the slowest; None: there is none. carry: the form of the
+    policy's memory in one group."""
+
+    def __init__(
+        self,
+        learner: ServerLearner,
+        pool: Pool,
+        servers: Servers,
+        tasks: Tasks,
+        plan: Plan,
+        groups: int,
+        bound: int | None,
+        carry: Carry,
+        close: Callable[[], None],
+    ) -> None:
+        self.learner = learner
+        self._pool, self._servers, self._tasks, self._plan = pool, servers, tasks, plan
+        self._bound, self._carry, self._close = bound, carry, close
+        self._numbers = dict.fromkeys(range(groups), 0)  # of each group's next order
+        self.account = Account()
+
+    def iterate(self) -> Iteration:
+        """Go on until as many fragments are done with as there are groups."""
+        begun, applying = perf_counter(), self._servers.spent
+        arrived: list[Arrived] = []
+        fragments: list[Fragment] = []
+        while len(fragments) < len(self._groups()):
+            self._order()
+            new = self._taken(self._pool.deliveries(WAIT_SECONDS))
+            arrived += new
+            fragments += [one.done.fragment for one in new if one.done.fragment is not None]
+        seconds = perf_counter() - begun
+        gradients = [one for one in arrived if one.done.computed is not None]
+        spent = {"apply": self._servers.spent - applying, **self._pool.figures(), **self._servers.figures()}
+        spent["gradients_per_second"] = len(gradients) / seconds
+        return Iteration(
+            metrics={name: np.array(value) for name, value in self._metrics(gradients).items()},
+            fragments=fragments,
+            info=mean_info([one.delivery.report.info for one in arrived]),
+            spent=spent,
+            events=[*self._pool.take_events(), *self._servers.take_events()],
+        )
+
+    def _groups(self) -> list[int]:
+        """Those that go on."""
+        given_up = self._pool.given_up()
+        return [g for g in self._numbers if g not in given_up]
+
+    def _order(self) -> None:
+        """Give every group that has nothing to do, and may go on, its next task."""
+        self._pool.publish(self._servers.version, None)
+        groups = self._groups()
+        slowest = min(map(self._plan.clock, groups))
+        for g in groups:
+            ahead = self._plan.clock(g) - slowest
+            wait = self._bound is not None and ahead > self._bound and self._plan.begins(g)
+            if wait or self._pool.owed(g):
+                continue
+            self._tasks.put(g, self._numbers[g], self._plan.next(g))
+            self._pool.order(g, self._numbers[g])
+            self._numbers[g] += 1
+
+    def _taken(self, deliveries: list[Delivery]) -> list[Arrived]:
+        """Have what was delivered applied, in the order in which it came."""
+        found: list[Arrived] = []
+        applied = self._tasks.applied
+        for delivery in deliveries:
+            report = delivery.report
+            task, before = self._tasks.take(report.group, report.fragment)
+            done = self._plan.take(report.group, task, delivery)
+            found.append(Arrived(delivery, done, applied - before))
+            applied += done.computed is not None
+        if found:
+            self._servers.advance([one.done.work for one in found])
+        self.account.applied += applied - self._tasks.applied
+        self._tasks.applied = applied
+        return found
+
+    def _metrics(self, gradients: list[Arrived]) -> dict[str, float]:
+        """Means over all rows, and what became of gradients."""
+        sums: dict[str, float] = defaultdict(float)
+        total, travelled = 0.0, 0
+        for one in gradients:
+            computed = one.done.computed
+            assert computed is not None
+            total += float(computed.push.weight)
+            travelled += computed.bytes
+            for name, value in computed.push.metrics.items():
+                sums[name] += float(value)
+        stale = [one.staleness for one in gradients]
+        in_flight = sum(self._pool.owed(g) for g in self._groups() if not self._plan.begins(g))
+        return {
+            **{name: value / max(total, 1e-8) for name, value in sums.items()},
+            "staleness/mean": float(np.mean(stale or [0])),
+            "staleness/max": max(stale, default=0),
+            "gradients/applied": self.account.applied,
+            "gradients/in_flight": in_flight,
+            "gradients/bytes": travelled / max(len(gradients), 1),
+            **self._plan.metrics(),
+        }
+
+    def save(self) -> dict[str, Any]:
+        """What is under way is not part of it: a resumed run has it done again."""
+        states = {str(g): saved for g in self._numbers if (saved := self._pool.saved(g)) is not None}
+        return {"applied": np.int64(self._tasks.applied), "groups": states, "plan": self._plan.save()}
+
+    def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:
+        self._tasks.applied = int(saved[f"{prefix}/applied"])
+        self._plan.load(saved, f"{prefix}/plan")
+        for g in self._numbers:
+            self._pool.restart(g, group_state(self._carry, saved, f"{prefix}/groups/{g}"))
+
+    def close(self) -> None:
+        self._close()
