@@ -63,9 +63,7 @@ class AsynchronousRun:
         self._learning = learning_of(agent, spec, size * per_update, host=True)
         self._keys = LearnKeys.of(seed)
         self._flow = Flow(pool, groups, agent.begin(size), ahead)
-        form = fragment_form(agent, spec, size * per_update)
-        self._store = self._learning.begin(form)
-        learner.warm(form)  # while the runners start
+        self._store = self._learning.begin(fragment_form(agent, spec, size * per_update))
         self._version = 0  # updates made
         self._queue: deque[Delivery] = deque()
         self.account = Account()

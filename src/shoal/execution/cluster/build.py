@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
@@ -12,13 +13,15 @@ from shoal.execution.cluster.asynchronous import AsynchronousRun
 from shoal.execution.cluster.elastic import Bounds, Elastic, room_for
 from shoal.execution.cluster.flow import AHEAD
 from shoal.execution.cluster.inline import InlineFleet
+from shoal.execution.cluster.memory import give_back
 from shoal.execution.cluster.parcels import parcel
 from shoal.execution.cluster.pool import Limits, Pool
 from shoal.execution.cluster.runner import Collector
 from shoal.execution.cluster.sharded import ShardedRun, layout_of, shards_of
 from shoal.execution.cluster.synchronous import SynchronousRun
 from shoal.execution.host import Host
-from shoal.execution.learner import LearnerHere
+from shoal.execution.learner import Learner, LearnerHere
+from shoal.execution.unroll import fragment_form
 from shoal.keys import key_for
 from shoal.recipe import Experiment
 from shoal.types import Replay
@@ -36,10 +39,12 @@ def start(on: Cluster, experiment: Experiment) -> Run:
     _check(on, waits=not plan.staleness, replayed=replayed)
     if replayed:
         layout_of(experiment, groups, size)  # a capacity that does not fit is said before anything starts
+    per_update = (on.per_update or max(1, groups // 2)) if plan.staleness else groups
+    learner = LearnerHere.new(experiment.agent, key_for(experiment.seed, "init"))
     undo = ExitStack()
     try:
-        pool = _pool(on, experiment, groups, size, replayed, undo)
-        learner = LearnerHere.new(experiment.agent, key_for(experiment.seed, "init"))
+        with _warming(learner, experiment, 0 if replayed else size * per_update):
+            pool = _pool(on, experiment, groups, size, replayed, undo)
         ahead = 1 if on.policy_actors else AHEAD  # a stepper follows one order of a group at a time
         if replayed:
             on_ray = on.replay_shards > 0 and not on.inline
@@ -47,12 +52,27 @@ def start(on: Cluster, experiment: Experiment) -> Run:
             undo.callback(shards.close)
             return ShardedRun(experiment, learner, pool, shards, groups, size, ahead, undo.close)
         if plan.staleness:
-            per_update = on.per_update or max(1, groups // 2)
             return AsynchronousRun(experiment, learner, pool, groups, size, per_update, ahead, undo.close)
         return SynchronousRun(experiment, learner, pool, groups, size, undo.close)
     except BaseException:
         undo.close()
         raise
+
+
+@contextmanager
+def _warming(learner: Learner, experiment: Experiment, envs: int) -> Iterator[None]:
+    """The learner compiles what fragments of `envs` environments need while the block waits for Ray and has
+    runners started. envs: 0 where it learns from a replay, and compiles when that can be drawn from."""
+
+    def warm() -> None:
+        if envs:
+            learner.warm(fragment_form(experiment.agent, experiment.source.spec, envs))
+
+    with ThreadPoolExecutor(1, "shoal-warm") as beside:
+        warmed = beside.submit(warm)
+        yield
+        warmed.result()
+    give_back()
 
 
 def _check(on: Cluster, *, waits: bool, replayed: bool) -> None:

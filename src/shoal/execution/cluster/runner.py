@@ -72,6 +72,7 @@ class EnvRunner:
         from shoal.runtime import configure
 
         configure(recipe.threads)
+        from shoal.execution.cluster.memory import give_back
         from shoal.execution.host import Host
         from shoal.recipe import Experiment
 
@@ -82,6 +83,7 @@ class EnvRunner:
             parcel = parcels.parcel(experiment.agent, experiment.source.spec, size)
         host = Host(experiment, size)
         host.warm()  # a group that moves here after a loss shall not wait for the compiler
+        give_back()
         self._collector = Collector(host, parcel)
         return process_identity()
 

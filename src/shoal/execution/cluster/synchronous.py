@@ -45,9 +45,7 @@ class SynchronousRun:
         self._keys = LearnKeys.of(seed)
         self._carry = agent.begin(size)
         self._iteration = 0
-        form = fragment_form(agent, spec, size * groups)
-        self._store = self._learning.begin(form)
-        learner.warm(form)  # while the runners start
+        self._store = self._learning.begin(fragment_form(agent, spec, size * groups))
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned."""
