@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax.monitoring
 import pytest
 
 from shoal import PPO, Local, Trainer
+from shoal.envs.cartpole import CartPole
+from shoal.envs.jax import TimeLimited, vectorize
 from shoal.memo import remembered
 from shoal.recipe import Recipe
 
@@ -81,3 +84,12 @@ def test_another_run_compiles_nothing_and_has_the_bits_of_its_own_seed() -> None
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
+
+
+def test_groups_of_equal_environments_step_by_the_same_program() -> None:
+    assert vectorize(CartPole(), 2) is vectorize(CartPole(), 2) is not vectorize(CartPole(), 3)
+    limited = TimeLimited(CartPole(), 5)
+    assert vectorize(limited, 2) is vectorize(TimeLimited(CartPole(), 5), 2) is not vectorize(CartPole(), 2)
+    changing: Any = SimpleNamespace(reset=CartPole().reset, step=CartPole().step, spec=CartPole().spec)
+    for env in (changing, TimeLimited(changing, 5)):  # whose settings another run may find changed
+        assert vectorize(env, 2) is not vectorize(env, 2)

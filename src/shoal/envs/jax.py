@@ -20,6 +20,7 @@ import numpy as np
 
 from shoal.errors import ShoalError
 from shoal.keys import Key, fold, key_for
+from shoal.memo import remembered
 from shoal.types import EnvSpec, JaxEnv, Observation, Step
 
 VState = dict[str, Any]
@@ -51,7 +52,17 @@ class _Outcome(NamedTuple):
 
 
 def vectorize(env: JaxEnv, size: int) -> VectorEnv:
-    """`size` copies of `env` that step together. Every array keeps the dtype that `env.reset` gave it."""
+    """`size` copies of `env` that step together. Every array keeps the dtype that `env.reset` gave it.
+    Of equal frozen dataclasses it is the same object, so that what uses it is compiled once."""
+    return (_once if _is_frozen(env) else _vectorized)(env, size)
+
+
+def _is_frozen(env: Any) -> bool:
+    settings = getattr(type(env), "__dataclass_params__", None)
+    return bool(settings and settings.frozen) and (not isinstance(env, TimeLimited) or _is_frozen(env.env))
+
+
+def _vectorized(env: JaxEnv, size: int) -> VectorEnv:
     like = jax.eval_shape(env.reset, jax.ShapeDtypeStruct((2,), np.uint32))
 
     def reset(key: Key) -> _Outcome:
@@ -85,6 +96,9 @@ def vectorize(env: JaxEnv, size: int) -> VectorEnv:
         return rows(out, first, episode, t, keys)
 
     return VectorEnv(size=size, start=start, step=step)
+
+
+_once = remembered(_vectorized)
 
 
 def shown(vstate: VState) -> Step:
@@ -130,6 +144,15 @@ class TimeLimited:
         return (inner, t + 1), obs, reward, terminated, truncated | (t + 1 >= self.steps)
 
 
+@remembered
+def _jitted(vector: VectorEnv) -> tuple[Callable[[Key], VState], Callable[[VState, Any], VState]]:
+    """`start` and `step` without the row: it is part of the state, and giving it back twice would copy it."""
+    return (
+        jax.jit(lambda key: vector.start(key)[0]),
+        jax.jit(lambda vstate, action: vector.step(vstate, action)[0]),
+    )
+
+
 class JaxGroup:
     """B copies of a JaxEnv as a `types.Group` on the host: `vectorize`, jitted. Steps hold NumPy arrays."""
 
@@ -138,10 +161,7 @@ class JaxGroup:
         self.lost = 0  # a JAX environment's state is saved whole: none is ever lost
         self._id = env.spec.id
         self._key = key_for(seed, "env", group)
-        vector = vectorize(env, size)
-        # The row is part of the state: giving it back twice would copy it twice.
-        self._start = jax.jit(lambda key: vector.start(key)[0])
-        self._step = jax.jit(lambda vstate, action: vector.step(vstate, action)[0])
+        self._start, self._step = _jitted(vectorize(env, size))
         self._vstate: VState | None = None
         self._row: Step | None = None
 

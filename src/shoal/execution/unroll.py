@@ -70,6 +70,7 @@ def zero_observation(spec: EnvSpec, batch: tuple[int, ...]) -> Observation:
     )
 
 
+@remembered
 def fragment_form(agent: Agent, spec: EnvSpec, envs: int) -> Trajectory:
     """The shapes and dtypes of a fragment of `envs` host environments, as jax.ShapeDtypeStruct."""
     rows, size = agent.plan.rows, (envs,)
