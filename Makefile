@@ -11,7 +11,8 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input -qq
 NEWEST := $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PYTHON ?= $(NEWEST)
-JOBS ?= 2
+# Workers of the tests: two that compute, and one that mostly waits for Ray.
+JOBS ?= 3
 
 # Settings that reach 475 after 75 to 130 thousand steps on every seed tried (benchmarks/learning.toml has more).
 train: $(VENV)/.installed
@@ -19,7 +20,7 @@ train: $(VENV)/.installed
 		--rollout-length 64 --minibatches 8 --epochs 4 --learning-rate 2e-3 --discount 0.98 --gae-lambda 0.9
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n $(JOBS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-slow: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -m slow

@@ -23,6 +23,8 @@ from shoal import PPO, Cluster, ShoalError, Trainer, cli
 from shoal.algorithms.impala import IMPALA
 from shoal.execution.cluster import fleet, session
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 SIZES: dict[str, Any] = {"rollout_length": 8, "hidden": (8,)}
 SMALL = PPO(**SIZES, epochs=1, minibatches=1)
 FLAGS = ("--rollout-length", "8", "--epochs", "1", "--minibatches", "1", "--hidden", "8", "--envs", "2")

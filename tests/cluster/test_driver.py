@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,16 @@ import pytest
 
 from shoal import DQN, PPO, Cluster, Local, Trainer
 from shoal.algorithms.impala import IMPALA
+from shoal.execution.cluster import session
+
+pytestmark = pytest.mark.xdist_group("ray")
 
 STEPS = 4000
 SMALL: dict[str, Any] = {"hidden": (16,)}
 CASES: dict[str, dict[str, Any]] = {
     "ppo": {
-        "algorithm": PPO(rollout_length=32, epochs=2, minibatches=2, memory=8, **SMALL),
+        # As in test_invariance: compiled once for both.
+        "algorithm": PPO(rollout_length=16, epochs=1, minibatches=2, memory=8, **SMALL),
         "normalize_observations": True,
         "scale_rewards": True,
     },
@@ -36,6 +42,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "impala": {"algorithm": IMPALA(rollout_length=16, **SMALL)},
 }
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray for what is resumed; what is killed has its own."""
+    with session.join(cpus=2):
+        yield
 
 
 def make(name: str, on: Any, run_dir: Path | None) -> Trainer:
@@ -64,11 +77,15 @@ def kill_midway(name: str, run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
-def test_a_synchronous_run_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Path) -> None:
+def test_a_synchronous_run_goes_on_as_if_nothing_had_happened(
+    name: str, ray_here: None, tmp_path: Path
+) -> None:
     """Against Local, which needs no Ray; resumed on another number of runners."""
-    with make(name, Local(envs=8, groups=4), tmp_path / "whole") as whole:
-        whole.fit(STEPS)
-    kill_midway(name, tmp_path / "killed")
+    with ThreadPoolExecutor() as beside:  # starting a Ray is mostly waiting
+        killing = beside.submit(kill_midway, name, tmp_path / "killed")
+        with make(name, Local(envs=8, groups=4), tmp_path / "whole") as whole:
+            whole.fit(STEPS)
+        killing.result()
     with Trainer.resume(tmp_path / "killed", on=on_ray(runners=1)) as resumed:
         assert resumed.summary()["env_steps"] < STEPS
         resumed.fit(STEPS)
@@ -76,7 +93,7 @@ def test_a_synchronous_run_goes_on_as_if_nothing_had_happened(name: str, tmp_pat
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
-def test_an_asynchronous_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_an_asynchronous_run_goes_on_from_its_checkpoint(ray_here: None, tmp_path: Path) -> None:
     kill_midway("impala", tmp_path / "killed")
     with Trainer.resume(tmp_path / "killed") as resumed:
         before = resumed.summary()

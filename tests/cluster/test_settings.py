@@ -63,21 +63,22 @@ def test_what_does_not_fit_the_algorithm_is_refused(
 
 def test_the_number_of_runners_may_change_in_mid_training() -> None:
     """And the bits stay."""
+    # As in test_trainer_cluster: compiled once for both.
     made = experiment(PPO(rollout_length=8, epochs=1, minibatches=2, hidden=(8,)))
     wanted = iter([2, 3, 3, 1, 4, 2])
 
     def look(runners: int, seconds: float, waiting: float, idle: float) -> Decision | None:
         return Decision(next(wanted), "so it is wanted")
 
-    fleet = InlineFleet(lambda: Collector(Host(made, 2)))
+    fleet = InlineFleet(lambda: Collector(Host(made, 1)))
     pool = Pool(fleet, dict.fromkeys(range(4)), 1, Limits(), elastic=look)
     run = SynchronousRun(
-        made, LearnerHere.new(made.agent, key_for(made.seed, "init")), pool, 4, 2, pool.close
+        made, LearnerHere.new(made.agent, key_for(made.seed, "init")), pool, 4, 1, pool.close
     )
     there = [run.iterate() for _ in range(6)]
     assert [int(iteration.spent["runners"]) for iteration in there] == [1, 2, 3, 3, 1, 4]
     assert "runners 1 -> 2: so it is wanted" in [event for i in there for event in i.events]
-    local = Local(envs=8, groups=4).start(made)
+    local = Local(envs=4, groups=4).start(made)
     for _ in there:
         local.iterate()
     assert fingerprint(local.learner.state) == fingerprint(run.learner.state)

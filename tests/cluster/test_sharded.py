@@ -213,6 +213,7 @@ def until(done: Callable[[], bool], run: Callable[[], Any], seconds: float = 120
 
 
 @in_a_hurry
+@pytest.mark.xdist_group("ray")
 def test_training_goes_on_when_runners_and_shards_are_killed(tmp_path: Path) -> None:
     on = Cluster(runners=2, groups=4, envs=8, replay_shards=2)
     with Trainer(apex(learning_starts=200), "CartPole-v1", seed=0, on=on) as trainer:
