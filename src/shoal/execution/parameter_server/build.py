@@ -55,7 +55,7 @@ def start(on: ParameterServer, experiment: Experiment) -> Run:
         pool, fleet = _started(on, experiment, manner, shares, tasks, undo)
         undo.callback(fleet.close)
         state = jax.jit(agent.init)(key_for(experiment.seed, "init"))
-        servers = Servers(fleet, shares, norms if waits else 0, jax.device_get(state))
+        servers = Servers(fleet, shares, norms if waits else 0, jax.device_get(state), on.strikes)
         tasks.serve(servers)
         check(agent, shares, state)  # while workers and shards start
         form = form_of(agent, spec, on.envs if waits else size)

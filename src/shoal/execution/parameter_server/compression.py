@@ -49,7 +49,7 @@ class Compressor:
 
     def __init__(self, kind: str, keep: float) -> None:
         self._kind, self._keep = kind, keep
-        self._left: list[np.ndarray] = []  # what was left out so far
+        self.left: list[np.ndarray] = []  # what was left out so far
 
     def __call__(self, vectors: Sequence[np.ndarray]) -> list[Packed]:
         """vectors: a gradient's shares, float32 [n] each, always the same shards'."""
@@ -57,8 +57,8 @@ class Compressor:
             case "bfloat16":
                 return [v.astype(ml_dtypes.bfloat16).view(np.uint16) for v in vectors]
             case "top-k":
-                self._left = self._left or [np.zeros_like(v) for v in vectors]
-                return [self._largest(v, left) for v, left in zip(vectors, self._left, strict=True)]
+                self.left = self.left or [np.zeros_like(v) for v in vectors]
+                return [self._largest(v, left) for v, left in zip(vectors, self.left, strict=True)]
         return list(vectors)
 
     def _largest(self, vector: np.ndarray, left: np.ndarray) -> Sparse:

@@ -24,7 +24,6 @@ from shoal.types import State
 
 START_SECONDS = 120.0  # until a shard must be ready, or have compiled
 SLACK_SECONDS, PATIENCE = 3.0, 10.0  # a shard is hung after 3 s and 10 times the longest answer of late
-STRIKES = 3  # losses of a shard in a row, without a step between them
 STEPS = 64  # between snapshots
 BYTES = 256 << 20  # of gradients that are kept between snapshots, at most
 
@@ -47,7 +46,8 @@ class Recovery:
 
 class Servers:
     """shares: how a State is divided. norms: how many `apply` takes of a gradient that nobody has whole; 0
-    where steps come with their norms, or need none. state: to begin with."""
+    where steps come with their norms, or need none. state: to begin with. strikes: losses of one shard in a
+    row, without a step between them, that end the run. every: so many steps between snapshots."""
 
     def __init__(
         self,
@@ -55,8 +55,11 @@ class Servers:
         shares: Shares,
         norms: int,
         state: State,
+        strikes: int,
+        every: int = STEPS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._strikes, self._every = strikes, every
         self._fleet, self._shares, self._norms, self._clock = fleet, shares, norms, clock
         self._log: list[tuple[int, list[Work]]] = []  # (version before, what was done), since the snapshot
         self._bytes, self._longest = 0, deque[float](maxlen=200)
@@ -122,7 +125,7 @@ class Servers:
         self.spent += self._clock() - begun
         self._losses = dict.fromkeys(self._all, 0)
         self._bytes += 4 * self._shares.size * sum(len(one.gradients) for one in work)
-        if self.version - self._base_version >= STEPS or self._bytes >= BYTES:
+        if self.version - self._base_version >= self._every or self._bytes >= BYTES:
             self._set_base(self._each("save", lambda s: ()), self.version)
 
     def _with_norms(self, work: Work) -> Work:
@@ -205,7 +208,7 @@ class Servers:
         begun = self._clock()
         while True:
             self._losses[s] += 1
-            if self._losses[s] >= STRIKES:
+            if self._losses[s] >= self._strikes:
                 raise ShoalError(f"parameter shard {s} failed {self._losses[s]} times in a row: {reason}")
             self._done = {(shard, what) for shard, what in self._done if shard != s}
             self._fleet.kill(s)
