@@ -45,25 +45,27 @@ class SynchronousRun:
         self._keys = LearnKeys.of(seed)
         self._carry = agent.begin(size)
         self._iteration = 0
+        self._arrived: dict[int, Delivery] = {}  # of the iteration under way
         self._store = self._learning.begin(fragment_form(agent, spec, size * groups))
 
     def iterate(self) -> Iteration:
-        """One fragment of every group, then what is to be learned."""
+        """One fragment of every group, then what is to be learned. Where that raises and is called again, it
+        goes on: nothing is collected twice."""
         i, begun = self._iteration, perf_counter()
         self._pool.publish(i, jax.device_get(self.learner.acting()))
         for g in self._groups:
-            self._pool.order(g, i)
-        arrived: dict[int, Delivery] = {}
-        while len(arrived) < len(self._groups):
-            arrived |= {d.report.group: d for d in self._pool.deliveries(WAIT_SECONDS)}
-        deliveries = [arrived[g] for g in self._groups]
+            if g not in self._arrived and not self._pool.owed(g):
+                self._pool.order(g, i)
+        while len(self._arrived) < len(self._groups):
+            self._arrived |= {d.report.group: d for d in self._pool.deliveries(WAIT_SECONDS)}
+        deliveries = [self._arrived[g] for g in self._groups]
         collected = perf_counter()
         self._store, metrics, updates = self._learning.take(
             self.learner, self._store, join([d.trajectory for d in deliveries]), self._keys, i
         )
         metrics = jax.device_get(metrics)
         learned = perf_counter()
-        self._iteration += 1
+        self._iteration, self._arrived = i + 1, {}
         return Iteration(
             metrics=described(metrics, updates),
             fragments=[fragment_of(d.report.group, d.trajectory) for d in deliveries],
