@@ -30,6 +30,8 @@ _PUBLIC = {
     "Local": "shoal.execution.local",
     "Compiled": "shoal.execution.compiled",
     "Cluster": "shoal.execution.cluster",
+    "ParameterServer": "shoal.execution.parameter_server",
+    "Mesh": "shoal.mesh",
     "Evaluation": "shoal.evaluation",
     "train_seeds": "shoal.seeds",
     "GridWorld": "shoal.envs.gridworld",
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from shoal.execution.cluster import Cluster as Cluster
     from shoal.execution.compiled import Compiled as Compiled
     from shoal.execution.local import Local as Local
+    from shoal.execution.parameter_server import ParameterServer as ParameterServer
+    from shoal.mesh import Mesh as Mesh
     from shoal.metrics import Result as Result
     from shoal.policy import Policy as Policy
     from shoal.seeds import train_seeds as train_seeds

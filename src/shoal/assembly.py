@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from shoal.config import algorithm_to_json, environment_to_json, executor_to_json, spec_to_json, versions
 from shoal.envs import resolve
 from shoal.errors import ShoalError
-from shoal.execution import Executor
+from shoal.execution import Executor, devices_here
 from shoal.recipe import Experiment, Recipe
 from shoal.runtime import configure
 from shoal.sinks import check_sinks
@@ -41,7 +41,7 @@ def assemble(
 
     environment: the arguments of `envs.resolve`. options: the Trainer's other arguments, by name.
     """
-    threads = configure(options["threads"])
+    threads = configure(options["threads"], devices_here(on))
     source = resolve(**environment)
     warm_start = options["warm_start"]
     config = {

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import shoal
-from shoal import algorithms, spaces
+from shoal import algorithms, mesh, spaces
 from shoal.envs import Source
 from shoal.errors import ShoalError
 from shoal.execution import Executor
@@ -29,6 +29,7 @@ EXECUTORS: dict[str, type] = {
     "cluster": Cluster,
     "parameter-server": ParameterServer,
 }
+_MESHES = {"mesh", "learners"}  # settings of executors that are a Mesh or None
 _GIVEN = {"given": "as a function"}  # stands for a value that is code, and must be given again
 
 
@@ -74,7 +75,7 @@ def algorithm_from_json(
 
 
 def executor_to_json(on: Any) -> dict[str, Any]:
-    """{"name", fields}."""
+    """{"name", fields}; a mesh only where there is one."""
     name = next((name for name, cls in EXECUTORS.items() if isinstance(on, cls)), None)
     if name is None:
         raise ShoalError(
@@ -82,11 +83,17 @@ def executor_to_json(on: Any) -> dict[str, Any]:
         )
     if isinstance(on, Cluster | ParameterServer):  # groups are the experiment, whoever they were meant for
         on = dataclasses.replace(on, groups=on.in_groups)
-    return {"name": name, **dataclasses.asdict(on)}
+    fields = dataclasses.asdict(on)
+    for place in _MESHES & fields.keys():
+        if fields.pop(place) is not None:
+            fields[place] = mesh.to_json(getattr(on, place))
+    return {"name": name, **fields}
 
 
 def executor_from_json(data: Mapping[str, Any]) -> Executor:
     fields = dict(data)
+    for place in _MESHES & fields.keys():
+        fields[place] = mesh.from_json(fields[place])
     return EXECUTORS[fields.pop("name")](**fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 # The Trainer's arguments that a configuration holds as they were given.
 _KEPT = ("seed", "normalize_observations", "scale_rewards", "checkpoint_every", "checkpoint_seconds")
 _KEPT += ("keep_checkpoints", "evaluate_every", "evaluate_episodes", "threads", "sinks")
+
+
+MOVED = "this run learned "  # how the warning begins that it goes on over other devices
 
 
 class Given(NamedTuple):
@@ -141,8 +145,8 @@ def _rebuilt(
 
 
 def moved(config: Mapping[str, Any], given: Given) -> Executor:
-    """Where a run goes on. Raises ShoalError where that would make it another experiment, or where what was
-    saved there does not fit."""
+    """Where a run goes on: with another mesh it is the same run to rounding, which a warning says. Raises
+    ShoalError where that would make it another experiment, or where what was saved there does not fit."""
     on, was = given.on, config["on"]
     if on is None:
         return executor_from_json(was)
@@ -155,6 +159,7 @@ def moved(config: Mapping[str, Any], given: Given) -> Executor:
                 f"{name}={now[name]} would make this run another experiment: it has {name}={was[name]}; "
                 "the number of runners may change, that of environments and groups may not"
             )
+    _tell_of_mesh(was, now)
     if now["name"] == was["name"]:
         return on
     if {now["name"], was["name"]} != {"local", "cluster"}:
@@ -174,6 +179,21 @@ def moved(config: Mapping[str, Any], given: Given) -> Executor:
             f"this run is on {was['name']} and cannot go on on {now['name']}"
         )
     return on
+
+
+def _tell_of_mesh(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn where learning goes on over other devices: what is saved is whole, but sums round otherwise."""
+    before, after = (_mesh_in_words(on) for on in (was, now))
+    if before != after:
+        warnings.warn(
+            f"{MOVED}on {before} and goes on on {after}: it is the same run to rounding, and not to the bit",
+            stacklevel=2,
+        )
+
+
+def _mesh_in_words(on: Mapping[str, Any]) -> str:
+    mesh = on.get("mesh") or on.get("learners")
+    return f"data={mesh['data']}, model={mesh['model']}" if mesh else "one device"
 
 
 def _check_same(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

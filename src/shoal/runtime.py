@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import warnings
 from pathlib import Path
 
@@ -26,28 +27,46 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shoal"
 
 
-def configure(threads: int) -> int:
+def configure(threads: int, devices: int = 1) -> int:
     """Set JAX up for this process and return the thread count that holds.
 
     threads: XLA's CPU threads. Where JAX is already running with another count a warning says so, and
-    the true one is returned, to be recorded.
+    the true one is returned, to be recorded. devices: as how many of them the CPU is to show itself, where
+    JAX has not started and nobody has said it before. XLA takes a thread for each, if that is more.
     """
     # For small networks on few cores a synchronous call costs a third of an asynchronous one.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    _use_cache(threads)
-    if not xla_bridge.backends_are_initialized():
+    started = xla_bridge.backends_are_initialized()
+    if not started and devices > 1 and _cpu_devices() is None:
+        jax.config.update("jax_num_cpu_devices", devices)
+    shown = _cpu_devices() or 1
+    wanted, running = max(threads, min(devices, shown)), max(threads, shown)
+    if started:
+        before = _started.get("threads") or int(os.environ.get(_VARIABLE) or os.cpu_count() or 1)
+        running = max(before, shown)
+    _use_cache(running)
+    if not started:
         os.environ[_VARIABLE] = str(threads)
         jax.devices()  # starts JAX now, while the variable says what we mean
-        _started["threads"] = threads
+        _started["threads"] = running
+    if running == wanted:
         return threads
-    running = _started.get("threads") or int(os.environ.get(_VARIABLE) or os.cpu_count() or 1)
-    if running != threads:
-        warnings.warn(
-            f"JAX already runs with {running} threads in this process, not {threads}: results are those of "
-            f"threads={running}. Create the Trainer before JAX is used, or pass threads={running}",
-            stacklevel=3,
-        )
+    warnings.warn(
+        f"JAX already runs with {running} threads in this process, not {wanted}: results are those of "
+        f"threads={running}. Create the Trainer before JAX is used, or pass threads={running}"
+        if started
+        else f"the CPU shows itself as {shown} devices, so JAX runs with {running} threads, not {wanted}: "
+        f"results are those of threads={running}",
+        stacklevel=3,
+    )
     return running
+
+
+def _cpu_devices() -> int | None:
+    """As how many devices the CPU was told to show itself; None: nobody has said it."""
+    flag = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    said = jax.config.values["jax_num_cpu_devices"]
+    return said if said >= 0 else int(flag[1]) if flag else None
 
 
 def _use_cache(threads: int) -> None:

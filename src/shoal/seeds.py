@@ -39,6 +39,10 @@ def train_seeds(
     on = on or Compiled()
     if not isinstance(on, Compiled):
         raise ShoalError(f"several seeds at once need on=Compiled(...), got {on!r}")
+    if on.mesh is not None:
+        raise ShoalError(
+            "several seeds at once run on one device: leave out mesh=, or train one seed at a time"
+        )
     options = {"checkpoint_seconds": None, **options}
     for name in ("checkpoint_every", "checkpoint_seconds", "evaluate_every"):
         if options.get(name) is not None:

@@ -14,71 +14,29 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shoal.errors import ShoalError
+from shoal.mesh import DATA, MODEL, Axes, Mesh
 from shoal.types import Draws, Trajectory
-
-DATA, MODEL = "data", "model"
-Rule = tuple[str, tuple[str | None, ...]]
-
-# Searched for in a leaf's path, in order; the first one counts. Layers of an MLP are split by columns and by
-# rows in turn (Shoeybi et al. 2019, "Megatron-LM", section 3): every second product needs no exchange before.
-RULES: tuple[Rule, ...] = (
-    (r"layers_\d*[02468]/kernel$", (None, MODEL)),
-    (r"layers_\d*[02468]/bias$", (MODEL,)),
-    (r"layers_\d*[13579]/kernel$", (MODEL, None)),
-    (r"conv_\d+/kernel$", (None, None, None, MODEL)),
-    (r"conv_\d+/bias$", (MODEL,)),
-    (r"(dense|input|hidden|\w+_hidden)/kernel(_std)?$", (None, MODEL)),
-    (r"(dense|input|hidden|\w+_hidden)/bias(_std)?$", (MODEL,)),
-    (r"head/kernel$", (MODEL, None)),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mesh:
-    """How learning is split over data * model devices.
-
-    data: into how many parts the rows of each minibatch are split. model: into how many parts parameters and
-    the optimizer's state are split. rules: (regular expression, axes) pairs: the first expression that is
-    found in a leaf's path ("params/policy/torso/layers_0/kernel", "opt/mu/...", "extra/dqn_target/...") says
-    which of its axes lie over "model" or "data"; None keeps an axis whole. What no rule finds, or what does
-    not divide, is kept whole on every device.
-    """
-
-    data: int = 1
-    model: int = 1
-    rules: tuple[Rule, ...] = RULES
-
-    def __post_init__(self) -> None:
-        if self.data < 1 or self.model < 1:
-            raise ShoalError(f"a mesh needs data and model of at least 1, got {self.data} and {self.model}")
-        for pattern, axes in self.rules:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ShoalError(f"the mesh's rule {pattern!r} is no regular expression: {error}") from None
-            if unknown := [axis for axis in axes if axis not in (None, DATA, MODEL)]:
-                raise ShoalError(f"the mesh's rule {pattern!r} names the axis {unknown[0]!r}: data or model")
-
-    @property
-    def size(self) -> int:
-        """Devices."""
-        return self.data * self.model
 
 
 def on_devices(mesh: Mesh, devices: Sequence[Any]) -> jax.sharding.Mesh:
     """The mesh of the first of these devices. Raises ShoalError where they are too few."""
     if len(devices) < mesh.size:
+        kind = devices[0].platform
+        hint = f"choose a smaller mesh, or one process for each with Cluster(learners={mesh!r})"
+        if kind == "cpu":  # a CPU shows itself as so many devices as JAX is told before it starts
+            hint = (
+                "JAX makes them of the CPU only as it starts: make the Trainer before anything uses JAX, or "
+                f"call jax.config.update('jax_num_cpu_devices', {mesh.size}) first"
+            )
         raise ShoalError(
-            f"a mesh of data={mesh.data}, model={mesh.model} needs {mesh.size} devices, and there are "
-            f"{len(devices)}: ask for fewer, or use Cluster(learners=Mesh(...)) for a process each"
+            f"the mesh {mesh} needs {mesh.size} devices and there are {len(devices)} ({kind}): {hint}"
         )
     grid = np.array(devices[: mesh.size]).reshape(mesh.data, mesh.model)
     return jax.sharding.Mesh(grid, (DATA, MODEL))
@@ -87,29 +45,96 @@ def on_devices(mesh: Mesh, devices: Sequence[Any]) -> jax.sharding.Mesh:
 # -- where a leaf lies -----------------------------------------------------------------------------------
 
 
-def spec_of(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-    """Which axes of a leaf of a State are split over which axis of the mesh."""
-    for pattern, axes in mesh.rules:
-        if re.search(pattern, path):
-            return PartitionSpec(*_that_divide(mesh, axes, shape))
-    return PartitionSpec()
+class Placed(NamedTuple):
+    """A leaf of a State: over which axis of the mesh each of its axes lies, and its bytes: of the whole, and
+    on each device."""
+
+    path: str
+    shape: tuple[int, ...]
+    axes: Axes
+    bytes: int
+    per_device: int
 
 
-def _that_divide(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[str | None, ...]:
-    """The axes if each divides, else those that do (an axis more or less than the leaf has: none)."""
-    if len(axes) != len(shape):
-        return ()
-    sizes = {None: 1, DATA: mesh.data, MODEL: mesh.model}
-    return tuple(a if n % sizes[a] == 0 else None for a, n in zip(axes, shape, strict=True))
+def placed(mesh: Mesh, state: Any) -> list[Placed]:
+    """Every leaf of a State (anything with shape and dtype), in its order."""
+
+    def leaf(path: str, x: Any) -> Placed:
+        shape, axes = tuple(x.shape), mesh.axes(path, tuple(x.shape))
+        count = math.prod(shape) * x.dtype.itemsize
+        return Placed(path, shape, axes, count, count // mesh.parts(axes))
+
+    return [leaf(_name(keys), x) for keys, x in jax.tree_util.tree_flatten_with_path(state)[0]]
 
 
 def specs_of(mesh: Mesh, state: Any) -> Any:
-    """`spec_of` each leaf of a State, or of anything that has its paths."""
+    """Each leaf's PartitionSpec, by its path: state is a State, or anything that has its paths."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, x: PartitionSpec(*mesh.axes(_name(keys), tuple(x.shape))), state
+    )
 
-    def leaf(path: Any, x: Any) -> PartitionSpec:
-        return spec_of(mesh, jax.tree_util.keystr(path, simple=True, separator="/"), tuple(x.shape))
 
-    return jax.tree_util.tree_map_with_path(leaf, state)
+def bytes_per_device(mesh: Mesh, state: Any) -> int:
+    """What each device holds of a State (leaves with shape and dtype)."""
+    return sum(leaf.per_device for leaf in placed(mesh, state))
+
+
+def holdings(leaves: Sequence[Placed]) -> dict[str, tuple[int, int]]:
+    """What learning holds, by name: (bytes of the whole, on each device). leaves: of a whole State.
+
+    A gradient is as large as the parameters and split as they are; experience and activations come on top.
+    """
+    names = {"params": "parameters", "opt": "optimizer"}
+    held: dict[str, tuple[int, int]] = dict.fromkeys(
+        ("parameters", "optimizer", "targets and statistics"), (0, 0)
+    )
+    for leaf in leaves:
+        name = names.get(leaf.path.partition("/")[0], "targets and statistics")
+        whole, part = held[name]
+        held[name] = (whole + leaf.bytes, part + leaf.per_device)
+    return held | {"gradients": held["parameters"]}
+
+
+def check_rules(mesh: Mesh, state: Any) -> None:
+    """Raises ShoalError, one line, for a rule that no leaf of this State (shapes) follows, that names another
+    number of axes than its leaves have, or that divides none of them; and where model= splits nothing."""
+    leaves = placed(mesh, state)
+    for number, (pattern, axes) in enumerate(mesh.rules):
+        found = [leaf for leaf in leaves if re.search(pattern, leaf.path)]
+        if not found:
+            raise ShoalError(
+                f"the mesh's rule {pattern!r} finds nothing in this model, whose largest leaf is "
+                f"{max(leaves, key=lambda leaf: leaf.bytes).path!r}"
+            )
+        earlier = [before for before, _ in mesh.rules[:number]]
+        mine = [leaf for leaf in found if not any(re.search(before, leaf.path) for before in earlier)]
+        if not mine:
+            raise ShoalError(
+                f"the mesh's rule {pattern!r} comes too late: earlier rules find all of its leaves"
+            )
+        wrong = [leaf for leaf in mine if axes and len(axes) != len(leaf.shape)]
+        if wrong:
+            raise ShoalError(
+                f"the mesh's rule {pattern!r} names {len(axes)} axes, and {wrong[0].path!r} has "
+                f"{len(wrong[0].shape)}"
+            )
+        if mesh.parts(axes) > 1 and not any(leaf.axes for leaf in mine):
+            raise ShoalError(
+                f"the mesh's rule {pattern!r} divides nothing: {mine[0].path!r} has the shape "
+                f"{mine[0].shape}, and the mesh is {mesh}"
+            )
+    if mesh.model > 1 and not any(MODEL in leaf.axes for leaf in leaves if leaf.path.startswith("params/")):
+        largest = max(
+            (leaf for leaf in leaves if leaf.path.startswith("params/")), key=lambda leaf: leaf.bytes
+        )
+        raise ShoalError(
+            f"model={mesh.model} splits no parameter of this model: its largest, {largest.path!r} of shape "
+            f"{largest.shape}, follows no rule or does not divide; give rules, or another width"
+        )
+
+
+def _name(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def experience_specs(experience: Any) -> Any:
@@ -127,16 +152,6 @@ def named(devices: jax.sharding.Mesh, specs: Any) -> Any:
     """PartitionSpecs as shardings on these devices."""
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
     return jax.tree.map(lambda spec: NamedSharding(devices, spec), specs, is_leaf=is_spec)
-
-
-def bytes_per_device(mesh: Mesh, tree: Any) -> int:
-    """What each device holds of a State (leaves with shape and dtype)."""
-    sizes = {None: 1, DATA: mesh.data, MODEL: mesh.model}
-
-    def leaf(x: Any, spec: PartitionSpec) -> int:
-        return math.prod(x.shape) * x.dtype.itemsize // math.prod(sizes[axis] for axis in spec)
-
-    return sum(jax.tree.leaves(jax.tree.map(leaf, tree, specs_of(mesh, tree))))
 
 
 # -- inside an update ------------------------------------------------------------------------------------

@@ -270,9 +270,9 @@ class Trainer:
         """A Trainer that continues from a checkpoint (or a run directory's last one), bit for bit.
 
         on: where it goes on, if not where it was: with as many environments and groups, on other runners of
-        a Cluster, or on a Cluster in the place of Local. algorithm, env, wrappers: must be given again where
-        they were, or held, functions of yours. trust_imports: let names that the checkpoint gives be
-        imported.
+        a Cluster, on a Cluster in the place of Local, or over another mesh (then the same to rounding).
+        algorithm, env, wrappers: must be given again where they were, or held, functions of yours.
+        trust_imports: let names that the checkpoint gives be imported.
         """
         given = Given(on, algorithm, env, wrappers, trust_imports)
         return restored(Trainer, path, given, run_dir)

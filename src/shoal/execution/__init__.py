@@ -107,3 +107,9 @@ def group_size(envs: int, groups: int) -> int:
     if envs < 1 or groups < 1 or envs % groups:
         raise ShoalError(f"groups={groups} must divide envs={envs}, and both must be at least 1")
     return envs // groups
+
+
+def devices_here(on: Executor) -> int:
+    """The devices of this process that an executor asks for."""
+    mesh = getattr(on, "mesh", None)  # of those that learn here
+    return 1 if mesh is None else mesh.size

@@ -19,8 +19,10 @@ from shoal.errors import ShoalError
 from shoal.execution import Fragment, Iteration, group_size
 from shoal.execution.learner import Functions, LearnerHere
 from shoal.execution.learning import Learning, LearnKeys, described, learning_of
+from shoal.execution.split import Split, split_here
 from shoal.execution.unroll import alone, compiled_unroll
 from shoal.keys import fold, key_for
+from shoal.mesh import Mesh
 from shoal.recipe import Experiment
 from shoal.types import Agent, Array, Carry, State, Step, Trajectory
 
@@ -30,11 +32,14 @@ class Compiled:
     """One compiled program, for environments written in JAX.
 
     envs: environments in all. groups: how many groups they are divided into, run one after another;
-    1 is fastest, and more of them are what Local runs with the same number.
+    1 is fastest, and more of them are what Local runs with the same number. mesh: run on so many devices of
+    this process; None is one. Over "data" each steps and acts for its own environments (Hessel et al. 2021,
+    "Podracer architectures", section 3). Another mesh is the same experiment, to rounding.
     """
 
     envs: int = 64
     groups: int = 1
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
@@ -43,7 +48,7 @@ class Compiled:
         return nullcontext()
 
     def start(self, experiment: Experiment) -> CompiledRun:
-        return CompiledRun(experiment, self.envs, self.groups)
+        return CompiledRun(experiment, self.envs, self.groups, self.mesh)
 
     def evaluator(self, experiment: Experiment) -> None:
         return None
@@ -162,7 +167,7 @@ def _beside(trajectory: Trajectory) -> Trajectory:
 class CompiledRun:
     """A started Compiled executor. program(keys, state, loop, store) is one iteration as a pure function."""
 
-    def __init__(self, experiment: Experiment, envs: int, groups: int) -> None:
+    def __init__(self, experiment: Experiment, envs: int, groups: int, mesh: Mesh | None = None) -> None:
         agent, source = experiment.agent, experiment.source
         if source.jax_env is None:
             raise ShoalError(
@@ -175,12 +180,19 @@ class CompiledRun:
         self.keys = Keys.of(experiment.seed, groups)
         self._learning = learning_of(agent, source.spec, envs, host=False)
         self.program = partial(iterate, agent, self._learning, env, size)
-        # The store alone is given away: a replay must not be copied, and nobody else holds its arrays.
-        self._iterate = jax.jit(self.program, donate_argnums=3)
-        self.learner = LearnerHere.new(agent, self.keys.init)
-        self.loop: Loop = jax.jit(lambda keys: begin(agent, env, size, keys))(self.keys)
+        start = lambda keys: begin(agent, env, size, keys)  # noqa: E731
+        split = None if mesh is None else split_here(mesh, agent, envs, groups)
+        self.learner = LearnerHere.new(agent, self.keys.init, split)
+        # The store is given away: a replay must not be copied, and nobody else holds its arrays.
+        if split is None:
+            self._iterate = jax.jit(self.program, donate_argnums=3)
+            self.loop: Loop = jax.jit(start)(self.keys)
+        else:
+            self._iterate, loop = _over_devices(split, self.program)
+            self.loop = split.jit(start, loop)(self.keys)
         form, _ = jax.eval_shape(partial(collect, agent, env, size), self.keys, self.learner.state, self.loop)
-        self.store: Any = self._learning.begin(jax.eval_shape(_beside, form))
+        empty = partial(self._learning.begin, jax.eval_shape(_beside, form))
+        self.store: Any = empty() if split is None else split.jit(empty, split.everywhere)()
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned, in one call."""
@@ -200,6 +212,18 @@ class CompiledRun:
 
     def close(self) -> None:
         pass
+
+
+def _over_devices(split: Split, program: Any) -> tuple[Any, Loop]:
+    """The program compiled for all devices, and where its loop lies. Environments and what they show lie over
+    "data". The store is on every device: each inserts the whole fragment and draws for its own rows, where
+    a divided one would be gathered for every draw."""
+    environments, everywhere = split.over_data(1), split.everywhere
+    loop = Loop(environments, environments, environments, everywhere)
+    seen = Seen(everywhere, everywhere, split.over_data(2), split.over_data(2))
+    gives = (split.state, loop, everywhere, seen)
+    takes = (everywhere, split.state, loop, everywhere)
+    return split.jit(program, gives, (1, 3), takes), loop
 
 
 def iteration_of(seen: Seen, seconds: float) -> Iteration:

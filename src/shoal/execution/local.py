@@ -16,8 +16,10 @@ from shoal.execution import Fragment, Iteration, group_size
 from shoal.execution.host import Host, mean_info
 from shoal.execution.learner import LearnerHere
 from shoal.execution.learning import LearnKeys, described, learning_of
+from shoal.execution.split import split_here
 from shoal.execution.unroll import fragment_form, join
 from shoal.keys import key_for
+from shoal.mesh import Mesh
 from shoal.recipe import Experiment
 from shoal.types import Trajectory
 
@@ -27,11 +29,14 @@ class Local:
     """One process.
 
     envs: environments in all. groups: how many groups they are divided into; it is part of the
-    experiment (another number gives another, equally good run).
+    experiment (another number gives another, equally good run). mesh: learn on so many devices of this
+    process (GPUs, or a CPU that shows itself as several); None is one. Another mesh is the same experiment,
+    to rounding.
     """
 
     envs: int = 8
     groups: int = 1
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         group_size(self.envs, self.groups)
@@ -40,7 +45,7 @@ class Local:
         return nullcontext()
 
     def start(self, experiment: Experiment) -> LocalRun:
-        return LocalRun(experiment, self.envs, self.groups)
+        return LocalRun(experiment, self.envs, self.groups, self.mesh)
 
     def evaluator(self, experiment: Experiment) -> None:
         return None
@@ -49,10 +54,11 @@ class Local:
 class LocalRun:
     """A started Local executor."""
 
-    def __init__(self, experiment: Experiment, envs: int, groups: int) -> None:
+    def __init__(self, experiment: Experiment, envs: int, groups: int, mesh: Mesh | None = None) -> None:
         agent, spec, seed = experiment.agent, experiment.source.spec, experiment.seed
         size = group_size(envs, groups)
         self._learning = learning_of(agent, spec, envs, host=True)
+        split = None if mesh is None else split_here(mesh, agent, envs)
         self._host = Host(experiment, size)
         self._groups = range(groups)
         for g in self._groups:
@@ -60,7 +66,7 @@ class LocalRun:
         self._keys = LearnKeys.of(seed)
         self._carry = agent.begin(size)
         self._iteration = 0
-        self.learner = LearnerHere.new(agent, key_for(seed, "init"))
+        self.learner = LearnerHere.new(agent, key_for(seed, "init"), split)
         self._store = self._learning.begin(fragment_form(agent, spec, envs))
 
     def iterate(self) -> Iteration:

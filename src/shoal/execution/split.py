@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from shoal import sharding
 from shoal.errors import ShoalError
-from shoal.sharding import Mesh
+from shoal.mesh import Mesh
 from shoal.types import Agent, OnPolicy, Plan, State, Update
 
 if TYPE_CHECKING:
@@ -24,38 +24,51 @@ if TYPE_CHECKING:
 
 class Split:
     """A mesh on these devices, for one agent. Where there are several processes, each has the same, and calls
-    the same functions in the same order."""
+    the same functions in the same order.
+
+    state: where each leaf of a State lies. everywhere: a copy on every device. Raises ShoalError, one line,
+    where the devices are too few or a rule does not fit the agent's model.
+    """
 
     def __init__(self, mesh: Mesh, devices: Sequence[Any], agent: Agent) -> None:
         self._devices = sharding.on_devices(mesh, devices)
         form = jax.eval_shape(agent.init, np.zeros(2, np.uint32))
-        self._state: Any = sharding.named(self._devices, sharding.specs_of(mesh, form))
-        self._everywhere: Any = sharding.named(self._devices, PartitionSpec())
+        sharding.check_rules(mesh, form)
+        self.state: Any = sharding.named(self._devices, sharding.specs_of(mesh, form))
+        self.everywhere: Any = sharding.named(self._devices, PartitionSpec())
 
     def compiled(self, functions: Functions) -> Functions:
         """The functions, each compiled for all devices. A state that is given to one that returns the next is
         given away: there is no room for two."""
-        state, everywhere = self._state, self._everywhere
-        update = Update(state, everywhere, everywhere)
-
-        def jitted(function: Callable[..., Any], out: Any, donate: tuple[int, ...] = ()) -> Any:
-            def over_devices(*arguments: Any) -> Any:  # a function of its own: what JAX has traced of
-                with sharding.over(self._devices):  # the other must not be taken for it
-                    return function(*arguments)
-
-            return jax.jit(over_devices, out_shardings=out, donate_argnums=donate)
-
+        update = Update(self.state, self.everywhere, self.everywhere)
         return functions._replace(
-            init=jitted(functions.init, state),
-            policy=jitted(functions.policy, everywhere),
-            learn=jitted(functions.learn, update, (0,)),
-            observe=jitted(functions.observe, state, (0,)),
-            observe_and_learn=jitted(functions.observe_and_learn, update, (0,)),
+            init=self.jit(functions.init, self.state),
+            policy=self.jit(functions.policy, self.everywhere),
+            learn=self.jit(functions.learn, update, (0,)),
+            observe=self.jit(functions.observe, self.state, (0,)),
+            observe_and_learn=self.jit(functions.observe_and_learn, update, (0,)),
         )
+
+    def jit(
+        self, function: Callable[..., Any], gives: Any, donated: tuple[int, ...] = (), takes: Any = None
+    ) -> Any:
+        """The function, compiled for all devices. gives: shardings of its results. takes: those
+        of its arguments; None: wherever they lie."""
+
+        def over_devices(*arguments: Any) -> Any:  # a function of its own: what JAX has traced of
+            with sharding.over(self._devices):  # the other must not be taken for it
+                return function(*arguments)
+
+        where = {} if takes is None else {"in_shardings": takes}
+        return jax.jit(over_devices, out_shardings=gives, donate_argnums=donated, **where)
+
+    def over_data(self, axis: int) -> Any:
+        """Arrays whose `axis` counts environments, each device with its own."""
+        return sharding.named(self._devices, PartitionSpec(*(None,) * axis, sharding.DATA))
 
     def placed_state(self, state: State) -> State:
         """Each device gets its part of it. Leaves: whole arrays of this process, or placed ones already."""
-        return jax.tree.map(_put, state, self._state)
+        return jax.tree.map(_put, state, self.state)
 
     def placed(self, experience: Any) -> Any:
         """Each device gets its part. experience: a Trajectory or Draws, NumPy leaves."""
@@ -81,18 +94,25 @@ def _put(x: Any, where: jax.sharding.NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
 
 
-def check(mesh: Mesh, plan: Plan, envs: int) -> None:
-    """Raises ShoalError, one line, where `envs` environments or a minibatch cannot be divided over "data"."""
-    if mesh.data == 1:
-        return
+def check(mesh: Mesh, plan: Plan, envs: int, groups: int = 1) -> None:
+    """Raises ShoalError, one line, where the environments of an update or of a group (in a compiled program;
+    else there is one) or a minibatch cannot be divided over "data"."""
     if isinstance(plan, OnPolicy):
         rows = envs if plan.sequences else envs * plan.rows
-        part, what = rows // plan.minibatches, "rows of a minibatch"
+        part, what = rows // plan.minibatches, "environments" if plan.sequences else "rows"
+        part = (part, f"{what} of a minibatch", "another number of minibatches")
     else:
-        part, what = plan.batch_size, "rows of a minibatch (batch_size)"
-    for count, name in ((envs, "environments of an update"), (part, what)):
+        part = (plan.batch_size, "rows of a minibatch", "another batch_size")
+    each = (envs // groups, "environments of a group", "other envs or groups")
+    for count, what, remedy in ((envs, "environments of an update", "other envs"), each, part):
         if count % mesh.data:
             raise ShoalError(
-                f"data={mesh.data} must divide the {count} {name}: choose another data=, or other envs, "
-                "minibatches or batch_size"
+                f"data={mesh.data} must divide the {count} {what}: choose another data=, or {remedy}"
             )
+
+
+def split_here(mesh: Mesh, agent: Agent, envs: int, groups: int = 1) -> Split:
+    """A mesh of this process's devices, for an agent that learns from so many environments. Raises
+    ShoalError, one line, where it does not fit."""
+    check(mesh, agent.plan, envs, groups)
+    return Split(mesh, jax.local_devices(), agent)
