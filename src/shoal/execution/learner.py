@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -63,6 +63,25 @@ class Learner(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class News(NamedTuple):
+    """figures: what a learner measured, as `timing/NAME`. events: what happened since it was last asked."""
+
+    figures: Mapping[str, float] = {}
+    events: Sequence[str] = ()
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A learner to which more happens than what it is told to do."""
+
+    def news(self) -> News: ...
+
+
+def news_of(learner: Learner) -> News:
+    """Nothing, of most learners."""
+    return learner.news() if isinstance(learner, Reporting) else News()
 
 
 class Functions(NamedTuple):
