@@ -152,8 +152,10 @@ def evaluate(arguments: list[str], failure: Failure) -> int:
         {"evaluate": Evaluate}, arguments, "shoal evaluate", "Play episodes with a trained policy."
     )["evaluate"]
     from shoal import cli_cluster
+    from shoal.restoring import MOVED
     from shoal.trainer import Trainer
 
+    warnings.filterwarnings("ignore", MOVED)  # to play episodes, one device does
     on = cli_cluster.in_process(Path(options.run))
     video = None if options.video is None else Path(options.video or Path(options.run) / "videos")
     with Trainer.restore(options.run, on=on, trust_imports=options.trust_imports) as trainer:
@@ -201,33 +203,10 @@ def _console() -> Console:
 
 
 def show(arguments: list[str], failure: Failure) -> int:
-    """shoal show ALGORITHM"""
-    from shoal import algorithms
+    """shoal show ALGORITHM [ENV]"""
+    from shoal import cli_show
 
-    names = ", ".join([*algorithms.REGISTRY, *algorithms.PRESETS])
-    if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: shoal show ALGORITHM, one of {names}")
-        return 0
-    if len(arguments) != 1:
-        raise ShoalError(f"shoal show needs one algorithm: {names}")
-    from rich.table import Table
-    from rich.text import Text
-
-    from shoal.cli_options import documented
-
-    cls = algorithms.load(arguments[0])
-    preset = algorithms.default(arguments[0]) if arguments[0].lower() in algorithms.PRESETS else None
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("setting", "default", "type"):
-        table.add_column(heading, no_wrap=heading != "type")
-    table.add_column("meaning")
-    for setting, kind, default, text in documented(cls):
-        value = default if preset is None else repr(getattr(preset, setting))
-        table.add_row(setting, value, Text(kind, "dim"), Text(text))
-    console = _console()
-    console.print(Text(_flat(cls.__doc__)))
-    console.print(table)
-    return 0
+    return cli_show.show(arguments, _console)
 
 
 def solve(arguments: list[str], failure: Failure) -> int:
@@ -243,7 +222,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str], Failure], int], str]] = {
     "evaluate": (evaluate, "play episodes with a trained policy, and record a video"),
     "plot": (plot, "draw the learning curves of runs"),
     "list": (list_runs, "list runs: algorithm, environment, steps, return, state"),
-    "show": (show, "all settings of an algorithm"),
+    "show": (show, "all settings of an algorithm; what each device of a mesh would hold"),
     "solve": (solve, "solve a small environment exactly: its optimal values and policy"),
 }
 

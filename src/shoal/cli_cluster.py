@@ -96,13 +96,17 @@ def moved(options: OnCluster, on: str | None, was: Mapping[str, Any]) -> Executo
 
 
 def in_process(place: Path) -> Executor | None:
-    """The executor of a run, or of a checkpoint, without its Ray; None where it has none."""
+    """The executor of a run, or of a checkpoint, without its Ray or its mesh; None where it has neither."""
     for name in ("config.json", "manifest.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             read = json.loads((place / name).read_bytes())
             was = dict((read if name == "config.json" else read["info"]["config"])["on"])
-            if was.pop("name") == "cluster":
+            if was["name"] == "cluster":
                 return Cluster(**{name: was[name] for name in ("runners", "envs", "groups")}, inline=True)
+            if was.pop("mesh", None) is not None:
+                from shoal.config import executor_from_json
+
+                return executor_from_json(was)
     return None
 
 

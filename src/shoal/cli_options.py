@@ -55,6 +55,9 @@ class Run:
     groups: int | None = None
     """Groups that the environments are divided into. Part of the experiment: another number, another run.
     None is 1, on a cluster one for each runner."""
+    mesh: str | None = None
+    """Learn on several devices of this process, as data=N,model=M: minibatches are split over data,
+    parameters over model. Without a GPU, the CPU shows itself as so many devices."""
     seeds: tuple[int, ...] = ()
     """Train one run for each of these seeds, all in one program (compiled only), in place of --seed."""
     env_kwargs: tuple[str, ...] = ()
@@ -132,6 +135,8 @@ class Resume:
     """The run directory."""
     on: Literal["local", "cluster"] | None = None
     """Where it goes on, if not where it was: local and cluster can be exchanged, unless asynchronous."""
+    mesh: str | None = None
+    """Go on over these devices of this process, as data=N,model=M (data=1: one): the same run to rounding."""
     trust_imports: bool = False
     """Let the run's configuration import modules of yours (environment, wrappers, algorithm)."""
     plot: str | None = None
@@ -152,6 +157,28 @@ class Evaluate:
     """Record the first episode into this folder; a bare --video records into RUN/videos."""
     trust_imports: bool = False
     """Let the run's configuration import modules of yours (environment, wrappers, algorithm)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """What each device would hold."""
+
+    env: Annotated[str, Positional, arg(metavar="ENV")]
+    """The environment, as for `shoal train`."""
+    mesh: str | None = None
+    """Devices of one process, as data=N,model=M."""
+    learners: str | None = None
+    """Learners on a cluster, as data=N,model=M: a process each."""
+    envs: int = 8
+    """Environments in all: an update's minibatches follow from them."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments for the environment, as key=value ..."""
+    wrapper: tuple[str, ...] = ()
+    """Wrappers around each environment, innermost first, as module:Name ..."""
+    normalize_observations: bool = False
+    """With running statistics of the observations."""
+    scale_rewards: bool = False
+    """With running statistics of the rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)

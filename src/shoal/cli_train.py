@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from shoal.cli_list import read_json
 from shoal.cli_options import RESUME, TRAIN, OnCluster, Run, Stopping, key_values, parse
 from shoal.display import Display, Goal, Row, duration, number, quantity
 from shoal.errors import ShoalError
+from shoal.mesh import parsed
 from shoal.signals import INTERRUPTED, Signals
 
 STEPS = 500_000  # where neither --steps nor --target-return nor --seconds says when to stop
@@ -33,8 +35,8 @@ def train(arguments: Sequence[str], in_run: InRun) -> int:
     name = arguments[0]
     parts = {**TRAIN, name: algorithms.load(name)}
     defaults = {name: algorithms.default(name)} if name.lower() in algorithms.PRESETS else {}
-    parsed = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.", defaults)
-    algorithm, stop, run, cluster = parsed[name], parsed["stop"], parsed["run"], parsed["cluster"]
+    given = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.", defaults)
+    algorithm, stop, run, cluster = given[name], given["stop"], given["run"], given["cluster"]
     settings = _settings(run, cluster)
     seeds = "-".join(map(str, run.seeds or (run.seed,)))
     run_dir = Path(run.run_dir) if run.run_dir else new_run_dir(Path("runs"), f"{run.env}-{name}-{seeds}")
@@ -55,11 +57,13 @@ def train(arguments: Sequence[str], in_run: InRun) -> int:
 
 def resume(arguments: Sequence[str], in_run: InRun) -> int:
     """shoal resume RUN ..., and its exit code."""
-    parsed = parse(RESUME, arguments, "shoal resume", "Continue a run from its latest checkpoint.")
-    stop, options = parsed["stop"], parsed["resume"]
+    given = parse(RESUME, arguments, "shoal resume", "Continue a run from its latest checkpoint.")
+    stop, options = given["stop"], given["resume"]
     run_dir = Path(options.run)
     was = (read_json(run_dir / "config.json") or {}).get("on")  # where there is none, the Trainer says so
-    on = cli_cluster.moved(parsed["cluster"], options.on, was) if was else None
+    on = cli_cluster.moved(given["cluster"], options.on, was) if was else None
+    if was and options.mesh is not None:
+        on = _over(options.mesh, on, was)
     from shoal.trainer import Trainer
 
     with Trainer.resume(run_dir, on=on, trust_imports=options.trust_imports) as trainer:
@@ -98,8 +102,14 @@ def _settings(run: Run, cluster: OnCluster) -> dict[str, Any]:
     """The Trainer's arguments that a run's options give, but for its seed and its directory."""
     from shoal import Cluster, Compiled, Local
 
-    translated = ("seed", "seeds", "run_dir", "on", "envs", "groups", "env_kwargs", "wrapper", "sink", "plot")
-    shape = {name: number for name in ("envs", "groups") if (number := getattr(run, name)) is not None}
+    translated = ("seed", "seeds", "run_dir", "on", "envs", "groups", "mesh", "env_kwargs", "wrapper", "sink")
+    translated += ("plot",)
+    wanted = {"envs": run.envs, "groups": run.groups}
+    shape: dict[str, Any] = {name: number for name, number in wanted.items() if number is not None}
+    if run.mesh is not None:
+        shape["mesh"] = parsed(run.mesh, "--mesh")
+        if run.on not in ("local", "compiled"):
+            raise ShoalError(f"--mesh is for runs in one process, and this one is on {run.on}")
     if run.on == "cluster":
         on: Any = Cluster(**shape, **cli_cluster.settings(cluster))
     else:
@@ -112,6 +122,17 @@ def _settings(run: Run, cluster: OnCluster) -> dict[str, Any]:
         "wrappers": run.wrapper,
         "sinks": run.sink,
     }
+
+
+def _over(mesh: str, on: Any, was: Mapping[str, Any]) -> Any:
+    """Where a run goes on, with this mesh. on: where it was asked to go on; None: where it was."""
+    from shoal.config import executor_from_json
+
+    on = on or executor_from_json(was)
+    if not hasattr(on, "mesh"):
+        raise ShoalError(f"--mesh is for runs in one process, and this one is on {was['name']}")
+    over = parsed(mesh, "--mesh")
+    return dataclasses.replace(on, mesh=over if over.size > 1 else None)
 
 
 class _Interrupted(Exception):

@@ -193,7 +193,9 @@ def _tell_of_mesh(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def _mesh_in_words(on: Mapping[str, Any]) -> str:
     mesh = on.get("mesh") or on.get("learners")
-    return f"data={mesh['data']}, model={mesh['model']}" if mesh else "one device"
+    if not mesh or mesh["data"] * mesh["model"] == 1:
+        return "one device"
+    return f"data={mesh['data']}, model={mesh['model']}"
 
 
 def _check_same(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

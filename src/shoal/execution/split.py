@@ -97,18 +97,23 @@ def _put(x: Any, where: jax.sharding.NamedSharding) -> jax.Array:
 def check(mesh: Mesh, plan: Plan, envs: int, groups: int = 1) -> None:
     """Raises ShoalError, one line, where the environments of an update or of a group (in a compiled program;
     else there is one) or a minibatch cannot be divided over "data"."""
-    if isinstance(plan, OnPolicy):
-        rows = envs if plan.sequences else envs * plan.rows
-        part, what = rows // plan.minibatches, "environments" if plan.sequences else "rows"
-        part = (part, f"{what} of a minibatch", "another number of minibatches")
-    else:
-        part = (plan.batch_size, "rows of a minibatch", "another batch_size")
+    rows, what = minibatch_rows(plan, envs)
+    other = "minibatches" if isinstance(plan, OnPolicy) else "batch_size"
+    part = (rows, f"{what} of a minibatch", f"other {other}")
     each = (envs // groups, "environments of a group", "other envs or groups")
     for count, what, remedy in ((envs, "environments of an update", "other envs"), each, part):
         if count % mesh.data:
             raise ShoalError(
                 f"data={mesh.data} must divide the {count} {what}: choose another data=, or {remedy}"
             )
+
+
+def minibatch_rows(plan: Plan, envs: int) -> tuple[int, str]:
+    """How many rows a minibatch has of `envs` environments, and what a row is."""
+    if isinstance(plan, OnPolicy):
+        rows = envs if plan.sequences else envs * plan.rows
+        return rows // plan.minibatches, "environments' fragments" if plan.sequences else "rows"
+    return plan.batch_size, "sequences" if plan.sequence else "transitions"
 
 
 def split_here(mesh: Mesh, agent: Agent, envs: int, groups: int = 1) -> Split:
