@@ -1,17 +1,18 @@
-"""Cluster: env runners as Ray actors, on one machine or many; the learner stays in this process.
+"""Cluster: env runners as Ray actors, on one machine or many; the learner here, or in a group of actors.
 
 orders.py        what driver and runner say to each other
 runner.py        the actor: a Host that follows orders
 build.py         from the settings to a started run
 pool.py          the supervisor, with staff.py (runners), homes.py and balance.py (who hosts what),
                  deadlines.py (silence), elastic.py (how many runners) and roster.py (what it keeps)
-luggage.py       what the user gave as code, on its way
+luggage.py       what the user gave as code, on its way;  letters.py  small things, on theirs
 fleet.py         runners on Ray;  inline.py  the same in this process
 inference.py     policies that act for all runners;  stepper.py  runners that only step;  line.py  between
 synchronous.py   the bits of Local;  asynchronous.py  nobody waits;  sharded.py  nor with a replay
 flow.py          what is ordered ahead, and where a resumed run goes on
 parcels.py       fragments on their way into a replay;  shards.py  its parts
 shard_pool.py    the supervisor of these;  shard_fleet.py  where they live
+learners/        learners that share an update
 evaluations.py   episodes of evaluations, as tasks beside the runners
 session.py       a Ray that is joined or started;  reaper.py  its end, whatever happens to the driver
 """
@@ -28,6 +29,7 @@ from shoal.execution import group_size
 
 if TYPE_CHECKING:
     from shoal.execution import Evaluator, Run
+    from shoal.mesh import Mesh
     from shoal.recipe import Experiment
 
 STRATEGIES = ("SPREAD", "DEFAULT", "PACK", "STRICT_PACK", "STRICT_SPREAD")
@@ -35,7 +37,7 @@ STRATEGIES = ("SPREAD", "DEFAULT", "PACK", "STRICT_PACK", "STRICT_SPREAD")
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Env runners on Ray, the learner in this process.
+    """Env runners on Ray, the learner in this process or in several.
 
     runners: how many; "auto" begins with min_runners and follows who waits for whom and what the cluster has,
     up to max_runners (None: as many as there are groups). envs: environments in all. groups: how many groups
@@ -47,8 +49,11 @@ class Cluster:
     learns from; None is half of the groups. policy_actors: so many actors act for all runners, which then
     only step environments (SEED RL's layout; needs a plan that allows staleness); policy_cpus, policy_gpus:
     what each asks Ray for. replay_shards: with a replay and a plan that allows staleness (Ape-X), so many
-    actors keep the replay; 0 keeps it in this process. patience, strikes: when a runner is held to be hung
-    and a group to be broken (see `roster.Limits`).
+    actors keep the replay; 0 keeps it in this process. learners: so many processes share each update, with
+    one device each, by data and by model; None learns in this process. learner_cpus, learner_gpus: what each
+    asks Ray for; with a GPU, that is its device. learner_memory: bytes that each may hold of parameters,
+    optimizer and gradients; more is refused. patience, strikes: when a runner is held to be hung and a group
+    to be broken (see `roster.Limits`); learners likewise.
     """
 
     runners: int | Literal["auto"] = 2
@@ -66,6 +71,10 @@ class Cluster:
     policy_cpus: float = 1.0
     policy_gpus: float = 0.0
     replay_shards: int = 0
+    learners: Mesh | None = None
+    learner_cpus: float = 1.0
+    learner_gpus: int = 0
+    learner_memory: int | None = None
     patience: float = 10.0
     strikes: int = 3
 
@@ -84,6 +93,12 @@ class Cluster:
         group_size(self.envs, self.in_groups)
         if self.policy_actors < 0 or (self.policy_actors and self.inline):
             raise ShoalError("policy_actors must be 0 or more, and is for runners on Ray, not inline")
+        if self.learners is None:
+            self._check_no_learners()
+        elif self.inline:
+            raise ShoalError("learners are processes on Ray, not inline: leave one of the two out")
+        if self.learner_gpus not in (0, 1):
+            raise ShoalError(f"learner_gpus must be 0 or 1, one device for each, got {self.learner_gpus}")
         for name, number, least, most in (
             ("min_runners", self.min_runners, 1, self.max_runners or self.in_groups),
             ("replay_shards", self.replay_shards, 0, self.in_groups),
@@ -91,6 +106,21 @@ class Cluster:
         ):
             if not least <= number <= most:
                 raise ShoalError(f"{name} must be between {least} and {most}, got {number}")
+
+    def _check_no_learners(self) -> None:
+        for name, default in (("learner_gpus", 0), ("learner_memory", None)):
+            if getattr(self, name) != default:
+                raise ShoalError(f"{name} is for learners that are processes: say learners=Mesh(...) too")
+
+    @property
+    def members(self) -> int:
+        """Learners that are processes of their own."""
+        return 0 if self.learners is None else self.learners.size
+
+    @property
+    def gpus(self) -> float:
+        """What the run asks of Ray in all."""
+        return self.policy_gpus * self.policy_actors + self.learner_gpus * self.members
 
     @property
     def in_groups(self) -> int:
@@ -123,6 +153,7 @@ class Cluster:
         """What the run asks of Ray in all, GPUs excepted: arguments of `session.join`."""
         resources = {name: amount * self.at_first for name, amount in self.resources.items()}
         cpus = self.cpus * self.at_first + self.policy_cpus * self.policy_actors
+        cpus += self.learner_cpus * self.members
         return {"cpus": cpus, "resources": resources}
 
 

@@ -25,7 +25,7 @@ from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
 from shoal.execution.host import mean_info
-from shoal.execution.learner import Learner
+from shoal.execution.learner import Learner, news_of
 from shoal.execution.learning import LearnKeys, learning_of
 from shoal.execution.local import fragment_of
 from shoal.execution.unroll import fragment_form, join
@@ -97,7 +97,8 @@ class AsynchronousRun:
             taken += batch
             self._flow.settle(d.report for d in batch)
         seconds = perf_counter() - begun
-        figures = self._pool.figures()
+        news = news_of(self.learner)
+        figures = {**self._pool.figures(), **news.figures}
         figures["fragments_per_second"] = (self._pool.counts.delivered - before) / seconds
         return Iteration(
             metrics={
@@ -112,7 +113,7 @@ class AsynchronousRun:
             fragments=[fragment_of(d.report.group, d.trajectory) for d in taken],
             info=mean_info([d.report.info for d in taken]),
             spent={"collect": seconds - learning, "learn": learning, **figures},
-            events=self._pool.take_events(),
+            events=[*self._pool.take_events(), *news.events],
         )
 
     def _gather(self) -> None:

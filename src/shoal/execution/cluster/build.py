@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from shoal.errors import ShoalError
 from shoal.execution import Run, group_size
+from shoal.execution.cluster import learners
 from shoal.execution.cluster.asynchronous import AsynchronousRun
 from shoal.execution.cluster.elastic import Bounds, Elastic, room_for
 from shoal.execution.cluster.flow import AHEAD
@@ -40,10 +41,13 @@ def start(on: Cluster, experiment: Experiment) -> Run:
     if replayed:
         layout_of(experiment, groups, size)  # a capacity that does not fit is said before anything starts
     per_update = (on.per_update or max(1, groups // 2)) if plan.staleness else groups
-    learner = LearnerHere.new(experiment.agent, key_for(experiment.seed, "init"))
+    at_a_time = size if replayed else size * per_update  # environments in an update, or an observation
+    if on.learners is not None:
+        learners.check(on, experiment, at_a_time)
     undo = ExitStack()
     try:
-        with _warming(learner, experiment, 0 if replayed else size * per_update):
+        learner = _learner(on, experiment, undo)
+        with _warming(learner, experiment, 0 if replayed else at_a_time):
             pool = _pool(on, experiment, groups, size, replayed, undo)
         ahead = 1 if on.policy_actors else AHEAD  # a stepper follows one order of a group at a time
         if replayed:
@@ -57,6 +61,18 @@ def start(on: Cluster, experiment: Experiment) -> Run:
     except BaseException:
         undo.close()
         raise
+
+
+def _learner(on: Cluster, experiment: Experiment, undo: ExitStack) -> Learner:
+    """What ends it, and its hold on Ray, is put into `undo`."""
+    if on.learners is None:
+        return LearnerHere.new(experiment.agent, key_for(experiment.seed, "init"))
+    from shoal.execution.cluster import session
+
+    undo.callback(session.join(on.address, **on.needs(), gpus=on.gpus).close)
+    learner = learners.begin(on, experiment)
+    undo.callback(learner.close)
+    return learner
 
 
 @contextmanager
@@ -104,7 +120,7 @@ def _pool(
     from shoal.execution.cluster import session
     from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, listed, steppers
 
-    joined = session.join(on.address, **on.needs(), gpus=on.policy_actors * on.policy_gpus)
+    joined = session.join(on.address, **on.needs(), gpus=on.gpus)
     undo.callback(joined.close)
     each = {"CPU": on.cpus, **on.resources}
     if not any(_fits(each, node.resources) for node in joined.nodes()):
@@ -123,7 +139,7 @@ def _pool(
     if on.runners != "auto":
         return Pool(fleet, new, on.at_first, limits)
     bounds = Bounds(least=on.min_runners, most=min(groups, on.max_runners or groups))
-    beside = {"CPU": on.policy_cpus * on.policy_actors}
+    beside = {"CPU": on.policy_cpus * on.policy_actors + on.learner_cpus * on.members}
     elastic = Elastic(bounds, lambda: room_for(joined.totals(), beside, each))
     return Pool(fleet, new, on.at_first, limits, elastic=elastic.look)
 

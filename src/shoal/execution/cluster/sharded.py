@@ -36,7 +36,7 @@ from shoal.execution.cluster.shard_pool import Draw, ShardPool
 from shoal.execution.cluster.shards import Shard
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
 from shoal.execution.host import mean_info
-from shoal.execution.learner import Learner
+from shoal.execution.learner import Learner, news_of
 from shoal.execution.learning import LearnKeys
 from shoal.keys import fold
 from shoal.recipe import Experiment
@@ -126,7 +126,8 @@ class ShardedRun:
             self._shards.poll(0.0 if draw is not None or arrived else ANSWER_SECONDS)
             self._note_settled()
         seconds = perf_counter() - begun
-        figures = {**self._pool.figures(), **self._shards.figures()}
+        news = news_of(self.learner)
+        figures = {**self._pool.figures(), **self._shards.figures(), **news.figures}
         figures["fragments_per_second"] = (self.account.delivered - before) / seconds
         return Iteration(
             metrics={
@@ -137,7 +138,7 @@ class ShardedRun:
             fragments=[self._fragment(d) for d in taken],
             info=mean_info([d.report.info for d in taken]),
             spent={"collect": seconds - learning, "learn": learning, **figures},
-            events=[*self._pool.take_events(), *self._shards.take_events()],
+            events=[*self._pool.take_events(), *self._shards.take_events(), *news.events],
         )
 
     # -- fragments ---------------------------------------------------------------------------------------

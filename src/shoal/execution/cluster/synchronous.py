@@ -16,7 +16,7 @@ from shoal.execution import Iteration
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.host import mean_info
-from shoal.execution.learner import Learner
+from shoal.execution.learner import Learner, news_of
 from shoal.execution.learning import LearnKeys, described, learning_of
 from shoal.execution.local import fragment_of, group_state
 from shoal.execution.unroll import fragment_form, join
@@ -66,12 +66,13 @@ class SynchronousRun:
         metrics = jax.device_get(metrics)
         learned = perf_counter()
         self._iteration, self._arrived = i + 1, {}
+        news, spent = news_of(self.learner), {"collect": collected - begun, "learn": learned - collected}
         return Iteration(
             metrics=described(metrics, updates),
             fragments=[fragment_of(d.report.group, d.trajectory) for d in deliveries],
             info=mean_info([d.report.info for d in deliveries]),
-            spent={"collect": collected - begun, "learn": learned - collected, **self._pool.figures()},
-            events=self._pool.take_events(),
+            spent={**spent, **self._pool.figures(), **news.figures},
+            events=[*self._pool.take_events(), *news.events],
         )
 
     def save(self) -> dict[str, Any]:

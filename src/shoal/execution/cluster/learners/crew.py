@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from shoal.execution.cluster.session import kill_process
 
 PLACE_SECONDS = 20.0  # for the cluster to find room
 KILL_SECONDS = 2.0  # for a signal to be sent, before the next members start
-GRACE_SECONDS = 0.3  # for the loss to be known that made another member fail
+GRACE_SECONDS = 1.0  # for the loss to be known that made another member fail
+
+
+# What XLA says, for instance of another member that is gone: "UNKNOWN: Gloo AllReduce failed: ..."
+XLA_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")
 
 
 class MembersLost(Exception):
@@ -106,6 +111,7 @@ class RayCrew:
         ]
         self._members: list[Any] = []
         self._told: list[Any] = []  # who they are, as soon as they can say so
+        self._asked: set[Call] = set()  # and not answered well
 
     def start(self) -> Call:
         self._members = [actor.remote() for actor in self._actors]
@@ -115,11 +121,16 @@ class RayCrew:
             member.begin.remote(self._luggage, self._gpu, number, meeting)
             for number, member in enumerate(self._members)
         ]
-        return Call(tuple(answers))
+        return self._sent(answers)
 
     def call(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> Call:
         pairs = zip(self._members, arguments, strict=True)
-        return Call(tuple(getattr(member, method).remote(*own) for member, own in pairs))
+        return self._sent([getattr(member, method).remote(*own) for member, own in pairs])
+
+    def _sent(self, answers: list[Any]) -> Call:
+        call = Call(tuple(answers))
+        self._asked.add(call)
+        return call
 
     def put(self, value: Any) -> Any:
         return ray.put(value)
@@ -133,6 +144,7 @@ class RayCrew:
                 names = f"learner{'s' * (len(late) > 1)} {', '.join(map(str, late))}"
                 raise MembersLost(f"{names}: no answer for {seconds:.0f} s", hang=True)
             self._look(call, ready[0])
+        self._asked.discard(call)
         return [ray.get(answer) for answer in call.answers]
 
     def _look(self, call: Call, ready: Any) -> None:
@@ -149,8 +161,8 @@ class RayCrew:
             if lost is not None:
                 raise MembersLost(f"learner {lost} was lost") from None
             what = f"learner {call.answers.index(ready)} failed: {type(cause).__name__}: {_line(cause)}"
-            if isinstance(cause, RayError) or type(cause).__name__ == "JaxRuntimeError":
-                raise MembersLost(what) from None  # XLA's, for instance that another one is silent
+            if isinstance(cause, RayError) or XLA_STATUS.match(str(cause)):
+                raise MembersLost(what) from None
             raise ShoalError(what) from error
         except RayError as error:
             raise MembersLost(f"an answer of a learner was lost: {_line(error)}") from None
@@ -183,7 +195,11 @@ class RayCrew:
             ray.kill(member)
         for thread in killing:
             thread.join(KILL_SECONDS)
+        for call in self._asked:
+            for answer in call.answers:  # looked at, or Ray would print what went wrong
+                answer.future().add_done_callback(lambda done: done.exception())
         self._members, self._told = [], []
+        self._asked.clear()
 
     def close(self) -> None:
         self.kill()
