@@ -3,6 +3,7 @@ that hurries where the programs are small."""
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 # Before JAX starts, and inherited by the processes that tests start.
 os.environ.setdefault("SHOAL_CACHE", str(Path(tempfile.gettempdir()) / f"shoal-test-cache-{os.getuid()}"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nobody looks at the lines that a program comes from; noting them is a tenth of the time without compiling.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Ray decides once for each process whether it wants tokens: one that had a Ray of its own, which
 # wants them where ~/.ray/auth_token is, could not use a cluster without.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -21,6 +24,7 @@ from compiling import hurry
 from shoal.runtime import configure
 
 configure(threads=1)
+gc.set_threshold(200_000, 20, 20)  # JAX makes many objects that stay, and each look at them all takes long
 
 # What runs here is compiled as it is for users: where bits of two programs or two processes are compared,
 # and where much is computed.
