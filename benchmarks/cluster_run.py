@@ -28,9 +28,9 @@ Times = dict[str, float]
 class TimedRunner(EnvRunner):
     """An env runner whose reports say when it began and ended, by its clock."""
 
-    def collect(self, order: Any, params: Any) -> Any:
+    def follow(self, order: Any, params: Any) -> Any:
         begun = time.perf_counter_ns()
-        report, trajectory = super().collect(order, params)
+        report, trajectory = super().follow(order, params)
         clock = {"clock/begun": float(begun), "clock/ended": float(time.perf_counter_ns())}
         return report._replace(info={**report.info, **clock}), trajectory
 

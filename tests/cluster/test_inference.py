@@ -53,7 +53,7 @@ def test_a_stepper_collects_what_an_env_runner_collects(memory: int) -> None:
         if fragment == 3:
             other.drop(1)
         order = Order(1, fragment, lease, 7, state if fragment == 3 else None)
-        here, there = runner.collect(order._replace(lease=0), params), other.collect(order, [None])
+        here, there = runner.collect(order._replace(lease=0), params), other.follow(order, [None])
         state = there[0].after
         jax.tree.map(np.testing.assert_array_equal, here[1], there[1])
         jax.tree.map(np.testing.assert_array_equal, here[0].after["carry"], there[0].after["carry"])

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shoal.envs.errors import EnvError
 from shoal.errors import ShoalError
 from shoal.execution.cluster.inference import PolicyActors
+from shoal.execution.cluster.letters import opened, sealed
 from shoal.execution.cluster.luggage import pack
 from shoal.execution.cluster.orders import CollectFailed, Order, RunnerLost, Ticket
 from shoal.execution.cluster.pool import AHEAD
@@ -31,7 +32,7 @@ PLACE_SECONDS = 20.0
 ROOM_SECONDS = 15.0  # for the first runner's process, where others take what it asks for
 # Small parameters travel within each order: a put and a fetch through the store cost more than the copies.
 # Ray itself puts arguments above 100 kB there, for every call anew.
-WITHIN_BYTES = 64 << 10
+WITHIN_BYTES = 90 << 10
 KILL_SECONDS = 2.0  # for a signal to be sent, before Ray is left
 FETCH_SECONDS = 10.0  # for a report, which is small, once its trajectory is here
 
@@ -129,8 +130,8 @@ class RayFleet:
     def publish(self, params: Any) -> Any:
         if not self._crew.resolve:
             return [ray.put(params)]
-        small = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) <= WITHIN_BYTES
-        return params if small else ray.put(params)
+        letter = sealed(params)
+        return letter if isinstance(letter, bytes) and len(letter) <= WITHIN_BYTES else ray.put(letter)
 
     def send(self, runner: int, order: Order, params: Any) -> Ticket:
         if self._crew.beside is not None:
@@ -164,7 +165,7 @@ class RayFleet:
         return [by_ref[ref] for ref in ready]
 
     def take(self, ticket: Ticket) -> Any:
-        value = _get(ticket.report)
+        value = opened(_get(ticket.report))
         if ticket.report in self._starting:
             self._identity[self._starting.pop(ticket.report)[0]] = value
         return value
@@ -174,7 +175,7 @@ class RayFleet:
             whole, *others = trajectory
             found = _get(whole)
             return others if found is None else found
-        return _get(trajectory) if self._crew.fetch else trajectory
+        return opened(_get(trajectory)) if self._crew.fetch else trajectory
 
     def kill(self, runner: int) -> None:
         actor, identity = self._runners.pop(runner, None), self._identity.pop(runner, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from shoal.execution.cluster.letters import opened, sealed
 from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.orders import Order, Report
 
@@ -41,7 +42,7 @@ class Collector:
             self._lease[group] = order.lease
         rebuild = perf_counter() - begun
         if order.version != self._version:  # put on the device once, not for every row
-            self._version, self._params = order.version, jax.device_put(params)
+            self._version, self._params = order.version, jax.device_put(opened(params))
         trajectory, info, spent = self._host.collect(group, order.fragment, order.version, self._params)
         seen, handed = None, trajectory
         if self._parcel is not None:
@@ -82,12 +83,17 @@ class EnvRunner:
 
             parcel = parcels.parcel(experiment.agent, experiment.source.spec, size)
         host = Host(experiment, size)
+        self._sealed = parcel is None  # replay shards take what is theirs as it is
         host.warm()  # a group that moves here after a loss shall not wait for the compiler
         give_back()
         self._collector = Collector(host, parcel)
         return process_identity()
 
-    def collect(self, order: Order, params: Any) -> tuple[Report, Trajectory | Stored]:
+    def collect(self, order: Order, params: Any) -> tuple[Any, Any]:
+        report, trajectory = self.follow(order, params)
+        return sealed(report), sealed(trajectory) if self._sealed else trajectory
+
+    def follow(self, order: Order, params: Any) -> tuple[Report, Trajectory | Stored]:
         return self._collector.collect(order, params)
 
     def drop(self, group: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from shoal import trees
 from shoal.envs import resolve
 from shoal.execution.cluster.inference import Answer, Ask, asking
+from shoal.execution.cluster.letters import sealed
 from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.orders import Order, Report
 from shoal.execution.rollout import host_unroll
@@ -63,7 +64,11 @@ class Stepper:
         self._hosted: dict[int, _Hosted] = {}
         self._opening = Lock()
 
-    def collect(self, order: Order, params: list[Any]) -> tuple[Report, Trajectory]:
+    def collect(self, order: Order, params: list[Any]) -> tuple[Any, Any]:
+        report, trajectory = self.follow(order, params)
+        return sealed(report), sealed(trajectory)
+
+    def follow(self, order: Order, params: list[Any]) -> tuple[Report, Trajectory]:
         number, size, begun = order.group, self._size, perf_counter()
         hosted, rebuilt = self._hosted.get(number), False
         if hosted is None or hosted.lease != order.lease:
