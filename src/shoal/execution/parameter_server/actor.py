@@ -31,13 +31,12 @@ class Manner(NamedTuple):
 def worker_of(experiment: Experiment, manner: Manner, get: Callable[[Any], Any]) -> GradientWorker:
     """get: see `GradientWorker`."""
     from shoal.execution.parameter_server.compression import Compressor
-    from shoal.execution.parameter_server.shares import Shares
     from shoal.execution.parameter_server.worker import GradientWorker
 
     return GradientWorker(
         experiment,
         manner.size,
-        Shares.of(experiment.agent, manner.shards),
+        manner.shards,
         Compressor(manner.compression, manner.keep),
         stored=manner.stored,
         whole_norms=manner.whole_norms,

@@ -31,15 +31,19 @@ from shoal.execution.parameter_server.learner import ServerLearner
 from shoal.execution.parameter_server.servers import Servers
 from shoal.execution.parameter_server.tasks import Tasks
 from shoal.execution.parameter_server.work import Done, Plan
+from shoal.execution.parameter_server.worker import Collect
 from shoal.types import Carry
 
 
 @dataclass
 class Account:
-    """Gradients since the run began here. Always: ordered = applied + in flight."""
+    """Gradients since the run began here. Always: ordered = applied + in flight + lost (of groups that were
+    given up)."""
 
     ordered: int = 0
     applied: int = 0
+    in_flight: int = 0
+    lost: int = 0
 
 
 class Arrived(NamedTuple):
@@ -103,13 +107,21 @@ class AsynchronousRun:
         """Give every group that has nothing to do, and may go on, its next task."""
         self._pool.publish(self._servers.version, None)
         groups = self._groups()
+        for g in self._numbers.keys() - set(groups):
+            lost = len([task for task in self._tasks.forget(g) if not isinstance(task, Collect)])
+            self.account.lost += lost
+            self.account.in_flight -= lost
         slowest = min(map(self._plan.clock, groups))
         for g in groups:
             ahead = self._plan.clock(g) - slowest
             wait = self._bound is not None and ahead > self._bound and self._plan.begins(g)
             if wait or self._pool.owed(g):
                 continue
-            self._tasks.put(g, self._numbers[g], self._plan.next(g))
+            task = self._plan.next(g)
+            self._tasks.put(g, self._numbers[g], task)
+            if not isinstance(task, Collect):
+                self.account.ordered += 1
+                self.account.in_flight += 1
             self._pool.order(g, self._numbers[g])
             self._numbers[g] += 1
 
@@ -126,6 +138,7 @@ class AsynchronousRun:
         if found:
             self._servers.advance([one.done.work for one in found])
         self.account.applied += applied - self._tasks.applied
+        self.account.in_flight -= applied - self._tasks.applied
         self._tasks.applied = applied
         return found
 
@@ -141,13 +154,14 @@ class AsynchronousRun:
             for name, value in computed.push.metrics.items():
                 sums[name] += float(value)
         stale = [one.staleness for one in gradients]
-        in_flight = sum(self._pool.owed(g) for g in self._groups() if not self._plan.begins(g))
         return {
             **{name: value / max(total, 1e-8) for name, value in sums.items()},
             "staleness/mean": float(np.mean(stale or [0])),
             "staleness/max": max(stale, default=0),
+            "gradients/ordered": self.account.ordered,
             "gradients/applied": self.account.applied,
-            "gradients/in_flight": in_flight,
+            "gradients/in_flight": self.account.in_flight,
+            "gradients/lost": self.account.lost,
             "gradients/bytes": travelled / max(len(gradients), 1),
             **self._plan.metrics(),
         }

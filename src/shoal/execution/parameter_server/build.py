@@ -52,7 +52,7 @@ def start(on: ParameterServer, experiment: Experiment) -> Run:
     )
     tasks, undo = Tasks(), ExitStack()
     try:
-        pool, fleet = _started(on, experiment, manner, shares, tasks, undo)
+        pool, fleet = _started(on, experiment, manner, tasks, undo)
         undo.callback(fleet.close)
         state = jax.jit(agent.init)(key_for(experiment.seed, "init"))
         servers = Servers(fleet, shares, norms if waits else 0, jax.device_get(state), on.strikes)
@@ -93,7 +93,6 @@ def _started(
     on: ParameterServer,
     experiment: Experiment,
     manner: Manner,
-    shares: Shares,
     tasks: Tasks,
     undo: ExitStack,
 ) -> tuple[Pool, ShardFleet]:
@@ -107,8 +106,7 @@ def _started(
     if on.inline:
         here = InlineFleet(lambda: worker_of(experiment, manner, lambda put: put), parts, tasks.attached)
         undo.callback(here.close)
-        form = form_of(agent, spec, envs)
-        made = InlineShards(lambda number: shards.ParameterShard(agent, shares, form, number))
+        made = InlineShards(lambda number: shards.ParameterShard(agent, spec, envs, on.shards, number))
         return Pool(here, new, on.workers, limits), made
     from shoal.execution.cluster import session
     from shoal.execution.cluster.fleet import Crew, Placement, RayFleet, listed

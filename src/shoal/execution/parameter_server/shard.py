@@ -9,7 +9,7 @@ made again (see servers.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,8 +21,9 @@ from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.parcels import Seen, filled, form_of
 from shoal.execution.parameter_server.compression import Packed, unpacked
 from shoal.execution.parameter_server.shares import Shares, Slice
+from shoal.memo import remembered
 from shoal.recipe import Recipe
-from shoal.types import Agent, Array, EnvSpec, Gradient, Metrics, State, Trajectory
+from shoal.types import Agent, Array, EnvSpec, Gradient, Metrics, State
 
 
 class Push(NamedTuple):
@@ -49,27 +50,40 @@ class Told(NamedTuple):
     env_steps: int
 
 
+class Functions(NamedTuple):
+    """What a shard computes, compiled."""
+
+    apply: Callable[[State, np.ndarray, Push, Sequence[np.float32]], State]
+    squares: Callable[[State, np.ndarray, Push], list[Array]]
+    observe: Callable[[State, Seen], State]
+    published: Callable[[State], tuple[Array, list[Array]]]
+
+
+@remembered
+def functions_of(agent: Agent, spec: EnvSpec, envs: int, count: int, number: int) -> Functions:
+    shares, form = Shares.of(agent, count), form_of(agent, spec, envs)
+
+    def apply(state: State, vector: Array, push: Push, taken: Sequence[Array]) -> State:
+        with norms.given(taken):
+            return agent.apply(state, Gradient(shares.sliced(vector, number), *push))
+
+    def squares(state: State, vector: Array, push: Push) -> list[Array]:
+        with norms.recorded() as found:
+            agent.apply(state, Gradient(shares.sliced(vector, number), *push))
+        return found
+
+    def observe(state: State, seen: Seen) -> State:
+        return agent.observe(state, filled(form, seen))
+
+    return Functions(jax.jit(apply), jax.jit(squares), jax.jit(observe), jax.jit(shares.published))
+
+
 class ParameterShard:
-    """form: of the fragments that are observed."""
+    """Shard `number` of `count`. envs: of a fragment that is observed."""
 
-    def __init__(self, agent: Agent, shares: Shares, form: Trajectory, number: int) -> None:
-        self._shares, self._number = shares, number
+    def __init__(self, agent: Agent, spec: EnvSpec, envs: int, count: int, number: int) -> None:
+        self._do = functions_of(agent, spec, envs, count, number)
         self._version, self._state = -1, None
-
-        def apply(state: State, vector: Array, push: Push, taken: Sequence[Array]) -> State:
-            with norms.given(taken):
-                return agent.apply(state, Gradient(shares.sliced(vector, number), *push))
-
-        def squares(state: State, vector: Array, push: Push) -> list[Array]:
-            with norms.recorded() as found:
-                agent.apply(state, Gradient(shares.sliced(vector, number), *push))
-            return found
-
-        def observe(state: State, seen: Seen) -> State:
-            return agent.observe(state, filled(form, seen))
-
-        self._apply, self._squares, self._observe = jax.jit(apply), jax.jit(squares), jax.jit(observe)
-        self._published = jax.jit(shares.published)
 
     def load(self, version: int, part: State) -> tuple[Told, Slice]:
         """Have this share of a State, after so many steps."""
@@ -83,7 +97,7 @@ class ParameterShard:
     def squares(self, step: Step, *packed: Packed) -> list[float]:
         """The squares of its share of each norm that this step will take."""
         vector, push = _sum(step.pushes, packed)
-        return [float(square) for square in self._squares(self._now, vector, push)]
+        return [float(square) for square in self._do.squares(self._now, vector, push)]
 
     def advance(self, version: int, steps: Sequence[Step], *packed: Packed) -> tuple[Told, Slice]:
         """Make steps, of which the first is number `version`. packed: of all pushes, in order."""
@@ -93,9 +107,9 @@ class ParameterShard:
             if step.pushes:
                 vector, push = _sum(step.pushes, [next(left) for _ in step.pushes])
                 taken = [np.float32(norm) for norm in step.norms]
-                self._state = self._apply(self._now, vector, push, taken)
+                self._state = self._do.apply(self._now, vector, push, taken)
             if step.seen is not None:
-                self._state = self._observe(self._now, step.seen)
+                self._state = self._do.observe(self._now, step.seen)
         self._version += len(steps)
         return self._told()
 
@@ -105,17 +119,15 @@ class ParameterShard:
         return self._state
 
     def _told(self) -> tuple[Told, Slice]:
-        vector, rest = self._published(self._now)
+        vector, rest = self._do.published(self._now)
         slice_ = Slice(self._version, np.asarray(vector), [np.asarray(x) for x in rest])
         return Told(self._version, value(self._now.env_steps)), slice_
 
 
 def shard_of(luggage: Luggage, spec: EnvSpec, envs: int, count: int, number: int) -> ParameterShard:
-    """Shard `number` of `count`, in a process of its own. luggage: the Recipe. envs: of a fragment that is
-    observed."""
+    """A shard in a process of its own. luggage: the Recipe."""
     recipe: Recipe = unpack(luggage)
-    agent = recipe.agent(spec)
-    return ParameterShard(agent, Shares.of(agent, count), form_of(agent, spec, envs), number)
+    return ParameterShard(recipe.agent(spec), spec, envs, count, number)
 
 
 def _sum(pushes: Sequence[Push], packed: Sequence[Packed]) -> tuple[np.ndarray, Push]:

@@ -25,6 +25,7 @@ import numpy as np
 from shoal import norms
 from shoal.errors import ShoalError
 from shoal.keys import key_for, uniform
+from shoal.memo import remembered
 from shoal.replay.arrays import module
 from shoal.types import Agent, Array, Gradient, Params, State
 
@@ -53,15 +54,7 @@ class Shares:
     @staticmethod
     def of(agent: Agent, count: int) -> Shares:
         """Raises ShoalError where the parameters are of several dtypes, or fewer than shards."""
-        form = jax.eval_shape(agent.init, key_for(0, "form"))
-        shares = Shares(count=count, form=form, follows=followed(form))
-        if len({leaf.dtype for leaf in jax.tree.leaves(form.params)}) != 1:
-            raise ShoalError("a parameter server needs parameters of one dtype, such as float32")
-        if shares.size < count:
-            raise ShoalError(
-                f"{shares.size} parameters cannot be divided among shards={count}: ask for fewer"
-            )
-        return shares
+        return _shares(agent, count)
 
     @cached_property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -170,6 +163,17 @@ class Shares:
         return jax.tree.unflatten(
             jax.tree.structure(self.form._replace(opt=())), [found[i] for i in sorted(found)]
         )
+
+
+@remembered
+def _shares(agent: Agent, count: int) -> Shares:
+    form = jax.eval_shape(agent.init, key_for(0, "form"))
+    shares = Shares(count=count, form=form, follows=followed(form))
+    if len({leaf.dtype for leaf in jax.tree.leaves(form.params)}) != 1:
+        raise ShoalError("a parameter server needs parameters of one dtype, such as float32")
+    if shares.size < count:
+        raise ShoalError(f"{shares.size} parameters cannot be divided among shards={count}: ask for fewer")
+    return shares
 
 
 def followed(form: State) -> tuple[int | None, ...]:

@@ -27,7 +27,12 @@ class Tasks:
 
     def take(self, group: int, number: int) -> tuple[Task, int]:
         """A task that is done, and how many gradients had been applied when it was last sent."""
-        return self._tasks.pop((group, number)), self._sent.pop((group, number))
+        return self._tasks.pop((group, number)), self._sent.pop((group, number), self.applied)
+
+    def forget(self, group: int) -> list[Task]:
+        """The tasks of a group that is given up, which will not be done."""
+        lost = [key for key in self._tasks if key[0] == group]
+        return [self.take(*key)[0] for key in lost]
 
     def attached(self, order: Order) -> tuple[Any, ...]:
         """What goes with an order: the task, and handles of the newest parameters of all shards."""

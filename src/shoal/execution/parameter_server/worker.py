@@ -26,9 +26,10 @@ from shoal.execution.parameter_server.compression import Compressor, Packed, byt
 from shoal.execution.parameter_server.shard import Push
 from shoal.execution.parameter_server.shares import Shares, Slice
 from shoal.keys import fold, key_for
+from shoal.memo import remembered
 from shoal.recipe import Experiment
 from shoal.sgd import rows_of
-from shoal.types import Agent, Array, Batch, Draws, Gradient, Key, State
+from shoal.types import Agent, Array, Batch, Draws, Gradient, Key, Params, State
 
 
 class Own(NamedTuple):
@@ -118,7 +119,7 @@ class GradientWorker:
         self,
         experiment: Experiment,
         size: int,
-        shares: Shares,
+        shards: int,
         compressor: Compressor,
         *,
         stored: bool,
@@ -128,12 +129,10 @@ class GradientWorker:
         agent, spec = experiment.agent, experiment.source.spec
         self._host = Host(experiment, size)
         self._collector = Collector(self._host, parcel(agent, spec, size) if stored else None)
-        self._shares, self._pack, self._get = shares, compressor, get
+        self._shares, self._do = Shares.of(agent, shards), functions_of(agent, shards)
+        self._pack, self._get, self._whole_norms = compressor, get, whole_norms
         self._looked_at = looked_at(agent, form_of(agent, spec, size))
         self._key = key_for(experiment.seed, "learn")
-        self._policy, self._batches = jax.jit(agent.policy), jax.jit(agent.batches)
-        self._gradient = jax.jit(gradient_of(agent, shares), static_argnames="parts")
-        self._norms = jax.jit(norms_of(agent, shares)) if whole_norms else None
         self._version, self._state = -1, None
         self._kept: dict[int, _Kept] = {}
         self._under_way: dict[int, _Fragment] = {}
@@ -161,14 +160,14 @@ class GradientWorker:
         state = self._received(slices)
         if isinstance(task, Collect):
             collect = order._replace(fragment=task.fragment)
-            report, stored = self._collector.collect(collect, self._policy(state))
+            report, stored = self._collector.collect(collect, self._do.policy(state))
             return report._replace(fragment=order.fragment), stored, *nothing
         if isinstance(task, Own):
             report, packed = self._own(order, task, state)
             return report, None, *packed
         begun = perf_counter()
         if isinstance(task, Given):
-            batch = self._batches(state, task.draws, fold(task.key, 0))
+            batch = self._do.batches(state, task.draws, fold(task.key, 0))
             computed, packed = self._computed(state, batch, 0, fold(task.key, 1, 0))
         else:
             batch, key = self._shared(task)
@@ -202,9 +201,9 @@ class GradientWorker:
         return report._replace(info=fragment.info if task.last else {}), packed
 
     def _collected(self, order: Order, number: int, state: State) -> tuple[_Fragment, dict[str, float]]:
-        report, trajectory = self._collector.collect(order._replace(fragment=number), self._policy(state))
+        report, trajectory = self._collector.collect(order._replace(fragment=number), self._do.policy(state))
         begun = perf_counter()
-        batch = self._batches(state, trajectory, fold(self._key, order.group, number, 0))
+        batch = self._do.batches(state, trajectory, fold(self._key, order.group, number, 0))
         leaves = jax.tree.leaves(trajectory)
         seen = [x if wanted else None for x, wanted in zip(leaves, self._looked_at, strict=True)]
         fragment = _Fragment(number, order.lease, batch, order.saved, report.after, seen, report.info)
@@ -217,20 +216,20 @@ class GradientWorker:
             source: Source = self._get(task.source[0])
             state = jax.device_put(self._shares.received([self._get(one) for one in source.slices]))
             experience = self._get(source.experience)
-            self._update = task.update, self._batches(state, experience, fold(source.key, 0)), source.key
+            self._update = task.update, self._do.batches(state, experience, fold(source.key, 0)), source.key
         return self._update[1], self._update[2]
 
     def _computed(
         self, state: State, batch: Batch, minibatch: int, key: Key, part: int = 0, parts: int = 1
     ) -> tuple[Computed, list[Packed]]:
-        vectors, push, priorities = self._gradient(
+        vectors, push, priorities = self._do.gradient(
             state, batch, np.int32(minibatch), key, np.int32(part), parts=parts
         )
         packed = self._pack([np.asarray(vector) for vector in vectors])
         push = jax.tree.map(np.asarray, push)
         taken = []
-        if self._norms is not None:  # of what arrives
-            taken = [float(x) for x in self._norms(state, [unpacked(one) for one in packed], push)]
+        if self._whole_norms:  # of what arrives
+            taken = [float(x) for x in self._do.norms(state, [unpacked(one) for one in packed], push)]
         if priorities is not None:
             priorities = np.asarray(priorities)
         return Computed(push, taken, priorities, None, sum(map(bytes_of, packed))), packed
@@ -244,6 +243,24 @@ class GradientWorker:
 
     def _report(self, order: Order, after: Any, computed: Computed, spent: dict[str, float]) -> Report:
         return Report(order.group, order.fragment, order.lease, order.version, after, {}, spent, computed)
+
+
+class Functions(NamedTuple):
+    """What a worker computes, compiled: see `gradient_of` and `norms_of`."""
+
+    policy: Callable[[State], Params]
+    batches: Callable[[State, Any, Key], Batch]
+    gradient: Callable[..., tuple[list[Array], Push, Array | None]]
+    norms: Callable[[State, list[Array], Push], list[Array]]
+
+
+@remembered
+def functions_of(agent: Agent, shards: int) -> Functions:
+    shares = Shares.of(agent, shards)
+    gradient = jax.jit(gradient_of(agent, shares), static_argnames="parts")
+    return Functions(
+        jax.jit(agent.policy), jax.jit(agent.batches), gradient, jax.jit(norms_of(agent, shares))
+    )
 
 
 def gradient_of(agent: Agent, shares: Shares) -> Callable[..., tuple[list[Array], Push, Array | None]]:
