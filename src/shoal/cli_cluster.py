@@ -1,4 +1,5 @@
-"""`--on cluster`: from flags to a Cluster, and Ray begun before anything that takes long is imported.
+"""What runs on Ray: from flags to a Cluster or a ParameterServer, and Ray begun before anything that takes
+long is imported.
 
 Imported before JAX, tyro and the rest, so that Ray starts while they are read.
 """
@@ -15,26 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ShoalError
 from shoal.execution.cluster import Cluster
+from shoal.execution.parameter_server import ParameterServer
 
 if TYPE_CHECKING:
-    from shoal.cli_options import OnCluster
+    from shoal.cli_options import OnCluster, OnServer
     from shoal.execution import Executor
 
+_ON_RAY: dict[str, Any] = {"cluster": Cluster, "parameter-server": ParameterServer}
+_SHARED = ("address", "inline", "cpus", "resources", "strategy", "patience", "strikes")  # flags of both
 _FIRST = {"address": str, "runners": str, "min_runners": int, "cpus": float}
-_FIRST |= {"policy_actors": int, "policy_cpus": float}
+_FIRST |= {"policy_actors": int, "policy_cpus": float, "workers": int}
 
 
 @contextlib.contextmanager
 def begun_early(command: str, arguments: Sequence[str]) -> Iterator[None]:
     """Begin Ray in the background where these arguments will want it, as far as can be told without parsing
     them; what nobody has joined at the end of the block is released."""
-    cluster = _wanted(command, arguments)
-    with contextlib.nullcontext() if cluster is None else cluster.prepared():
+    on = _wanted(command, arguments)
+    with contextlib.nullcontext() if on is None else on.prepared():
         yield
 
 
-def _wanted(command: str, arguments: Sequence[str]) -> Cluster | None:
-    """A Cluster that asks Ray for what the run will ask; None where there is none, or something is wrong."""
+def _wanted(command: str, arguments: Sequence[str]) -> Executor | None:
+    """What asks Ray for what the run will ask; None where there is no such, or something is wrong."""
     if {"-h", "--help"} & set(arguments):
         return None
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -49,50 +53,61 @@ def _wanted(command: str, arguments: Sequence[str]) -> Cluster | None:
         was: dict[str, Any] = {"name": "local"}
         if command == "resume":
             was = json.loads((Path(found.place) / "config.json").read_bytes())["on"]
-        if (found.on or was["name"]) != "cluster":
+        if (found.on or was["name"]) not in _ON_RAY:
             return None
         flags = {name: getattr(found, name) for name in (*_FIRST, "inline")}
         flags["resources"] = amounts(found.resources) or None
         known = {name: value for name, value in was.items() if name in flags}
         known |= {name: value for name, value in flags.items() if value is not None}
+        workers = known.pop("workers", ParameterServer.workers)
+        if (found.on or was["name"]) == "parameter-server":
+            shared = {name: value for name, value in known.items() if name in _SHARED}
+            return ParameterServer(**shared, workers=workers, envs=workers)
         least, runners = known.pop("min_runners", 1), known.pop("runners", Cluster.runners)
         count = least if runners == "auto" else int(runners)
         return Cluster(**known, runners=count, envs=count, groups=count)
     return None
 
 
-def settings(options: OnCluster) -> dict[str, Any]:
-    """Cluster's arguments that were given as flags."""
+def settings(options: OnCluster | OnServer) -> dict[str, Any]:
+    """The executor's arguments that were given as flags."""
     flags = {
         field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)
     }
     given = {name: value for name, (value, default) in flags.items() if value != default}
+    if "server_staleness" in given:  # for the algorithm may have a staleness too
+        given["staleness"] = given.pop("server_staleness")
     return given | ({"resources": amounts(given["resources"])} if "resources" in given else {})
 
 
-def refuse(options: OnCluster, on: str) -> None:
-    """Raises ShoalError for a flag that is for another executor than this."""
-    for name in settings(options):
-        flag = f"--{name.replace('_', '-')}"
-        raise ShoalError(f"{flag} is for --on cluster, and this run is on {on}")
+def given_for(on: str, cluster: OnCluster, server: OnServer) -> dict[str, Any]:
+    """The arguments of the executor named `on` that were given as flags. Raises ShoalError for a flag that is
+    for another one."""
+    of_cluster, of_server = settings(cluster), settings(server)
+    foreign = {"cluster": of_server, "parameter-server": of_cluster}.get(on, of_cluster | of_server)
+    for name in foreign:
+        if on == "parameter-server" and name in _SHARED:
+            continue
+        place = "parameter-server" if name in of_server else "cluster"
+        word = "server_staleness" if name == "staleness" else name
+        raise ShoalError(f"--{word.replace('_', '-')} is for --on {place}, and this run is on {on}")
+    return of_cluster | of_server
 
 
-def moved(options: OnCluster, on: str | None, was: Mapping[str, Any]) -> Executor | None:
+def moved(cluster: OnCluster, server: OnServer, on: str | None, was: Mapping[str, Any]) -> Executor | None:
     """Where a run goes on whose configuration has `was`; None: where it was."""
-    given = settings(options)
-    if (on or was["name"]) != "cluster":
-        refuse(options, on or was["name"])
-        if on in (None, was["name"]):
-            return None
-        from shoal.execution.local import Local
-
-        return Local(envs=was["envs"], groups=was["groups"])
-    if not given and on in (None, was["name"]):
+    to = on or was["name"]
+    given = given_for(to, cluster, server)
+    if to == was["name"] and not given:
         return None
     before = {"envs": was["envs"], "groups": was["groups"]}
-    if was["name"] == "cluster":
+    if to == was["name"]:
         before = {name: value for name, value in was.items() if name != "name"}
-    return Cluster(**(before | given))
+    if to in _ON_RAY:
+        return _ON_RAY[to](**(before | given))
+    from shoal.execution.local import Local
+
+    return Local(**before)
 
 
 def in_process(place: Path) -> Executor | None:
@@ -103,6 +118,9 @@ def in_process(place: Path) -> Executor | None:
             was = dict((read if name == "config.json" else read["info"]["config"])["on"])
             if was["name"] == "cluster":
                 return Cluster(**{name: was[name] for name in ("runners", "envs", "groups")}, inline=True)
+            if was["name"] == "parameter-server":
+                kept = ("workers", "shards", "mode", "envs", "groups")
+                return ParameterServer(**{name: was[name] for name in kept}, inline=True)
             if was.pop("mesh", None) is not None:
                 from shoal.config import executor_from_json
 

@@ -48,13 +48,14 @@ class Run:
     """The run's seed: equal seeds and settings give equal runs."""
     run_dir: str | None = None
     """Where everything about the run is written; None is a new runs/<env>-<algorithm>-<seed>."""
-    on: Literal["local", "compiled", "cluster"] = "local"
-    """Where it runs: in this process, as one compiled program (environments written in JAX only), on Ray."""
+    on: Literal["local", "compiled", "cluster", "parameter-server"] = "local"
+    """Where it runs: in this process, as one compiled program (environments written in JAX only), on Ray with
+    the learner here, or on Ray with workers that learn."""
     envs: int | None = None
     """Environments in all; None is 8, for compiled 64."""
     groups: int | None = None
     """Groups that the environments are divided into. Part of the experiment: another number, another run.
-    None is 1, on a cluster one for each runner."""
+    None is 1, on Ray one for each runner or worker."""
     mesh: str | None = None
     """Learn on several devices of this process, as data=N,model=M: minibatches are split over data,
     parameters over model. Without a GPU, the CPU shows itself as so many devices."""
@@ -92,7 +93,8 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class OnCluster:
-    """With --on cluster: env runners on Ray, the learner in this process."""
+    """With --on cluster: env runners on Ray, the learner in this process. What is said of a runner below
+    holds for a worker of a parameter server too."""
 
     runners: int | Literal["auto"] | None = None
     """Env runners (2 unless told); auto follows who waits for whom. Not part of a synchronous experiment."""
@@ -128,12 +130,31 @@ class OnCluster:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnServer:
+    """With --on parameter-server: workers on Ray compute gradients, which go to shards of the parameters."""
+
+    workers: int | None = None
+    """Workers (2 unless told). Not part of a synchronous experiment."""
+    shards: int | None = None
+    """Parts that parameters and optimizer are divided into (1 unless told)."""
+    mode: Literal["async", "stale", "sync"] | None = None
+    """async (unless told) applies each gradient when it comes; stale likewise, but no group runs far ahead;
+    sync makes the updates of a single process."""
+    server_staleness: int | None = None
+    """With --mode stale: so many fragments a group may be ahead of the slowest when it begins one (1)."""
+    compression: Literal["none", "bfloat16", "top-k"] | None = None
+    """How gradients travel: in full (none, unless told), halved, or only their largest numbers."""
+    keep: float | None = None
+    """With --compression top-k: the share of the numbers that travels (0.01)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resume:
     """Without --steps, --target-return and --seconds it goes on to where it was going."""
 
     run: Annotated[str, Positional, arg(metavar="RUN")]
     """The run directory."""
-    on: Literal["local", "cluster"] | None = None
+    on: Literal["local", "cluster", "parameter-server"] | None = None
     """Where it goes on, if not where it was: local and cluster can be exchanged, unless asynchronous."""
     mesh: str | None = None
     """Go on over these devices of this process, as data=N,model=M (data=1: one): the same run to rounding."""
@@ -202,8 +223,8 @@ class List:
 
 
 # What `shoal train` (beside the algorithm's dataclass) and `shoal resume` take.
-TRAIN: dict[str, type] = {"stop": Stopping, "run": Run, "cluster": OnCluster}
-RESUME: dict[str, type] = {"stop": Stopping, "resume": Resume, "cluster": OnCluster}
+TRAIN: dict[str, type] = {"stop": Stopping, "run": Run, "cluster": OnCluster, "server": OnServer}
+RESUME: dict[str, type] = {"stop": Stopping, "resume": Resume, "cluster": OnCluster, "server": OnServer}
 
 
 def parse(

@@ -11,7 +11,7 @@ from typing import Any
 
 from shoal import algorithms, cli_cluster, storage
 from shoal.cli_list import read_json
-from shoal.cli_options import RESUME, TRAIN, OnCluster, Run, Stopping, key_values, parse
+from shoal.cli_options import RESUME, TRAIN, OnCluster, OnServer, Run, Stopping, key_values, parse
 from shoal.display import Display, Goal, Row, duration, number, quantity
 from shoal.errors import ShoalError
 from shoal.mesh import parsed
@@ -36,8 +36,8 @@ def train(arguments: Sequence[str], in_run: InRun) -> int:
     parts = {**TRAIN, name: algorithms.load(name)}
     defaults = {name: algorithms.default(name)} if name.lower() in algorithms.PRESETS else {}
     given = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.", defaults)
-    algorithm, stop, run, cluster = given[name], given["stop"], given["run"], given["cluster"]
-    settings = _settings(run, cluster)
+    algorithm, stop, run = given[name], given["stop"], given["run"]
+    settings = _settings(run, given["cluster"], given["server"])
     seeds = "-".join(map(str, run.seeds or (run.seed,)))
     run_dir = Path(run.run_dir) if run.run_dir else new_run_dir(Path("runs"), f"{run.env}-{name}-{seeds}")
     if not run_dir.exists():  # else it is another run's, until this one is accepted in it
@@ -49,9 +49,9 @@ def train(arguments: Sequence[str], in_run: InRun) -> int:
 
     with Trainer(algorithm, seed=run.seed, run_dir=run_dir, **settings) as trainer:
         in_run(run_dir)
-        if run.on == "cluster" and run.groups is None:
-            on = trainer.config["on"]
-            print(f"groups: {on['groups']}, one for each runner (part of the experiment, unlike the runners)")
+        if run.on in ("cluster", "parameter-server") and run.groups is None:
+            on, each = trainer.config["on"], "runner" if run.on == "cluster" else "worker"
+            print(f"groups: {on['groups']}, one for each {each} (part of the experiment, unlike the {each}s)")
         return _fit(trainer, goal_of(stop), run_dir, title, run.plot)
 
 
@@ -61,7 +61,7 @@ def resume(arguments: Sequence[str], in_run: InRun) -> int:
     stop, options = given["stop"], given["resume"]
     run_dir = Path(options.run)
     was = (read_json(run_dir / "config.json") or {}).get("on")  # where there is none, the Trainer says so
-    on = cli_cluster.moved(given["cluster"], options.on, was) if was else None
+    on = cli_cluster.moved(given["cluster"], given["server"], options.on, was) if was else None
     if was and options.mesh is not None:
         on = _over(options.mesh, on, was)
     from shoal.trainer import Trainer
@@ -98,9 +98,9 @@ def goal_of(stop: Stopping) -> Goal:
     return Goal(**vars(stop))
 
 
-def _settings(run: Run, cluster: OnCluster) -> dict[str, Any]:
+def _settings(run: Run, cluster: OnCluster, server: OnServer) -> dict[str, Any]:
     """The Trainer's arguments that a run's options give, but for its seed and its directory."""
-    from shoal import Cluster, Compiled, Local
+    from shoal import Cluster, Compiled, Local, ParameterServer
 
     translated = ("seed", "seeds", "run_dir", "on", "envs", "groups", "mesh", "env_kwargs", "wrapper", "sink")
     translated += ("plot",)
@@ -110,11 +110,9 @@ def _settings(run: Run, cluster: OnCluster) -> dict[str, Any]:
         shape["mesh"] = parsed(run.mesh, "--mesh")
         if run.on not in ("local", "compiled"):
             raise ShoalError(f"--mesh is for runs in one process, and this one is on {run.on}")
-    if run.on == "cluster":
-        on: Any = Cluster(**shape, **cli_cluster.settings(cluster))
-    else:
-        cli_cluster.refuse(cluster, run.on)
-        on = {"local": Local, "compiled": Compiled}[run.on](**shape)
+    kinds: dict[str, Any] = {"local": Local, "compiled": Compiled, "cluster": Cluster}
+    on = (kinds | {"parameter-server": ParameterServer})[run.on]
+    on = on(**shape, **cli_cluster.given_for(run.on, cluster, server))
     return {
         **{name: value for name, value in vars(run).items() if name not in translated},
         "on": on,

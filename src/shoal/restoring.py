@@ -23,6 +23,7 @@ from shoal.config import (
 from shoal.errors import ShoalError
 from shoal.execution import Executor
 from shoal.execution.cluster import Cluster
+from shoal.execution.parameter_server import ParameterServer
 from shoal.recorder import Recorder
 from shoal.rundir import RunDir
 
@@ -150,7 +151,7 @@ def moved(config: Mapping[str, Any], given: Given) -> Executor:
     on, was = given.on, config["on"]
     if on is None:
         return executor_from_json(was)
-    if isinstance(on, Cluster) and on.groups is None and not on.envs % was["groups"]:
+    if isinstance(on, Cluster | ParameterServer) and on.groups is None and not on.envs % was["groups"]:
         on = dataclasses.replace(on, groups=was["groups"])
     now = executor_to_json(on)
     for name in ("envs", "groups"):
@@ -161,6 +162,11 @@ def moved(config: Mapping[str, Any], given: Given) -> Executor:
             )
     _tell_of_mesh(was, now)
     if now["name"] == was["name"]:
+        if (now.get("mode") == "sync") != (was.get("mode") == "sync"):
+            raise ShoalError(
+                f"this run has mode={was['mode']!r} and cannot go on with mode={now['mode']!r}, which saves "
+                "something else"
+            )
         return on
     if {now["name"], was["name"]} != {"local", "cluster"}:
         raise ShoalError(
