@@ -39,13 +39,12 @@ def check(on: Cluster, experiment: Experiment, envs: int) -> None:
     sharding.check_rules(on.learners, form)
     if on.learner_memory is None:
         return
-    params = form._replace(opt=(), extra={})
+    nothing = form._replace(params={}, opt=(), extra={})
 
     def held(mesh: Mesh) -> dict[str, int]:
-        gradients = sharding.bytes_per_device(mesh, params)
-        optimizer = sharding.bytes_per_device(mesh, form._replace(params={}, extra={}))
-        rest = sharding.bytes_per_device(mesh, form) - gradients - optimizer
-        return {"parameters": gradients, "optimizer": optimizer, "targets": rest, "gradients": gradients}
+        parts = {"parameters": "params", "optimizer": "opt", "targets": "extra", "gradients": "params"}
+        only = {name: nothing._replace(**{part: getattr(form, part)}) for name, part in parts.items()}
+        return {name: sharding.bytes_per_device(mesh, part) for name, part in only.items()}
 
     needs = held(on.learners)
     if sum(needs.values()) <= on.learner_memory:
@@ -54,7 +53,7 @@ def check(on: Cluster, experiment: Experiment, envs: int) -> None:
     larger = (Mesh(data=on.learners.data, model=count, rules=on.learners.rules) for count in counts)
     fits = next((mesh for mesh in larger if sum(held(mesh).values()) <= on.learner_memory), None)
     least = f"model={fits.model} would fit" if fits else f"not even model={MOST_PARTS} would fit"
-    what = ", ".join(f"{name} {_mb(count)}" for name, count in needs.items() if count)
+    what = ", ".join(f"{name} {_mb(count)}" for name, count in needs.items() if count > 100)
     raise ShoalError(
         f"each learner would hold {_mb(sum(needs.values()))} ({what}), more than learner_memory="
         f"{on.learner_memory} ({_mb(on.learner_memory)}) allows: {least}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from shoal.execution.learner import Learned, News
 from shoal.types import Agent, Draws, Key, Params, State, Trajectory
 
 START_SECONDS = 300.0  # for a member to be ready, and at most for what it does for the first time
+SLACK_SECONDS = 5.0  # that an answer may take in any case: who is taken for hung takes all others along
 COMMIT_SHARE = 0.05  # of the time of updates, that commits may take
 COMMIT_SECONDS = 0.05  # that a commit takes, before one is measured
 ONCE = {"begin", "warm", "load"}  # while the driver is busy elsewhere: how long they take is not seen
@@ -74,7 +75,7 @@ class LearnerGroup:
     ) -> None:
         key = np.zeros(2, np.uint32)
         self._crew, self._clock = crew, clock
-        self._limits = Limits(patience=limits.patience, strikes=limits.strikes, start=START_SECONDS)
+        self._limits = replace(limits, slack=SLACK_SECONDS, start=START_SECONDS)
         self._form = jax.eval_shape(agent.init, key)
         self._acting_form = jax.eval_shape(agent.policy, self._form)
         self._sent: deque[_Sent] = deque()
@@ -139,7 +140,9 @@ class LearnerGroup:
 
     def news(self) -> News:
         events, self._events = self._events, []
-        figures = {"learner_peak_mb": self._peak / 1e6, "learner_losses": float(self.losses.count)}
+        figures = {"learner_losses": float(self.losses.count)}
+        if self._peak:
+            figures["learner_peak_mb"] = self._peak / 1e6
         if self.losses.seconds:
             figures["learner_recovery"] = float(np.mean(self.losses.seconds))
         return News(figures, events)
