@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "PPO": "shoal.algorithms.ppo",
     "A2C": "shoal.algorithms.a2c",
+    "A3C": "shoal.algorithms.a2c",
     "REINFORCE": "shoal.algorithms.reinforce",
     "DQN": "shoal.algorithms.dqn",
     "Rainbow": "shoal.algorithms.dqn",
@@ -45,6 +46,7 @@ __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAl
 
 if TYPE_CHECKING:
     from shoal.algorithms.a2c import A2C as A2C
+    from shoal.algorithms.a2c import A3C as A3C
     from shoal.algorithms.appo import APPO as APPO
     from shoal.algorithms.dqn import DQN as DQN
     from shoal.algorithms.dqn import ApexDQN as ApexDQN

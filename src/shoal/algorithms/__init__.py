@@ -22,6 +22,7 @@ REGISTRY = {
 
 # Functions that give an algorithm's dataclass with other defaults.
 PRESETS = {
+    "a3c": "shoal.algorithms.a2c:A3C",
     "rainbow": "shoal.algorithms.dqn:Rainbow",
     "apex": "shoal.algorithms.dqn:ApexDQN",
 }

@@ -138,3 +138,14 @@ class A2C:
             observe=count_steps,
             learn=learner(batches, grads, apply, count_steps),
         )
+
+
+def A3C(**changes: Any) -> A2C:
+    """A2C with the settings of Mnih et al. 2016, section 8, to be run asynchronously, on a ParameterServer;
+    `changes` are A2C's fields.
+
+    Five steps of each environment make a gradient; policy and value share their layers; the optimizer's
+    statistics are shared by all workers, as the paper found best. The paper draws the learning rate for each
+    game and lets it fall to 0: set learning_rate and anneal_steps.
+    """
+    return A2C(**{"rollout_length": 5, "shared": True, "max_grad_norm": 40.0, **changes})

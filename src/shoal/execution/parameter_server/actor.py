@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from shoal.execution.cluster.letters import opened, sealed
 from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.orders import Order
 
@@ -63,7 +64,8 @@ class WorkerActor:
         return process_identity()
 
     def collect(self, order: Order, params: Any, *what: Any) -> tuple[Any, ...]:
-        return self._worker.collect(order, params, *what)
+        report, whole, *packed = self._worker.collect(order, params, *map(opened, what))
+        return sealed(report), whole, *map(sealed, packed)
 
     def drop(self, group: int) -> None:
         self._worker.drop(group)

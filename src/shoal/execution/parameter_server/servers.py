@@ -17,6 +17,7 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 from shoal.errors import ShoalError
+from shoal.execution.cluster.letters import opened, sealed
 from shoal.execution.cluster.shard_fleet import InputLost, ShardFleet, ShardLost
 from shoal.execution.parameter_server.shard import Step, Told
 from shoal.execution.parameter_server.shares import Shares
@@ -33,6 +34,18 @@ class Work(NamedTuple):
 
     step: Step
     gradients: tuple[Sequence[Any], ...] = ()
+
+
+class _Done(NamedTuple):
+    """Steps that all shards made, from this version on: a letter of them, and the parts of all gradients."""
+
+    version: int
+    letter: Any
+    gradients: list[Sequence[Any]]
+
+    def arguments(self, s: int) -> tuple[Any, ...]:
+        """Of `ParameterShard.advance`."""
+        return self.version, self.letter, *(parts[s] for parts in self.gradients)
 
 
 @dataclass
@@ -61,7 +74,7 @@ class Servers:
     ) -> None:
         self._strikes, self._every = strikes, every
         self._fleet, self._shares, self._norms, self._clock = fleet, shares, norms, clock
-        self._log: list[tuple[int, list[Work]]] = []  # (version before, what was done), since the snapshot
+        self._log: list[_Done] = []  # since the snapshot
         self._bytes, self._longest = 0, deque[float](maxlen=200)
         self._losses = dict.fromkeys(range(shares.count), 0)
         self._done: set[tuple[int, str]] = set()  # what each shard has done, and so compiled
@@ -102,10 +115,13 @@ class Servers:
         """The State less its optimizer's (), of this version, NumPy leaves."""
         self._ready()
         try:
-            return self._shares.received([self._fleet.get(one) for one in self._slices])
+            return self._received()
         except InputLost:  # a machine is gone; its shards may be found lost only now
             self._take_told(self._for_two("advance", lambda s: (self.version, ())))
-            return self._shares.received([self._fleet.get(one) for one in self._slices])
+            return self._received()
+
+    def _received(self) -> State:
+        return self._shares.received([opened(self._fleet.get(one)) for one in self._slices])
 
     def put(self, value: Any) -> Any:
         """A handle of something that workers may fetch."""
@@ -119,8 +135,10 @@ class Servers:
         begun = self._clock()
         if self._norms:
             work = [self._with_norms(one) if one.step.pushes else one for one in work]
-        told = self._for_two("advance", lambda s: _arguments(self.version, work, s), _kinds(work))
-        self._log.append((self.version, list(work)))
+        letter = sealed(tuple(one.step for one in work))
+        done = _Done(self.version, letter, [parts for one in work for parts in one.gradients])
+        told = self._for_two("advance", done.arguments, _kinds(work))
+        self._log.append(done)
         self._take_told(told)
         self.spent += self._clock() - begun
         self._losses = dict.fromkeys(self._all, 0)
@@ -130,7 +148,8 @@ class Servers:
 
     def _with_norms(self, work: Work) -> Work:
         """The norms that the step takes, of all shards' squares, added up in their order."""
-        found = self._each("squares", lambda s: (work.step, *(parts[s] for parts in work.gradients)))
+        letter = sealed((work.step,))
+        found = self._each("squares", lambda s: (letter, *(parts[s] for parts in work.gradients)))
         norms = [sqrt(sum(squares)) for squares in zip(*found, strict=True)]
         return work._replace(step=work.step._replace(norms=norms))
 
@@ -226,8 +245,8 @@ class Servers:
 
     def _replay(self, s: int) -> None:
         told, published = self._fleet.call_for_two(s, "load", self._base_version, self._base[s])
-        for version, work in self._log:
-            told, published = self._fleet.call_for_two(s, "advance", *_arguments(version, work, s))
+        for done in self._log:
+            told, published = self._fleet.call_for_two(s, "advance", *done.arguments(s))
         self._wait(s, told, "replay")
         if self._slices:
             self._slices = (*self._slices[:s], published, *self._slices[s + 1 :])
@@ -248,11 +267,6 @@ class Servers:
 
     def close(self) -> None:
         self._fleet.close()
-
-
-def _arguments(version: int, work: Sequence[Work], s: int) -> tuple[Any, ...]:
-    """Of `ParameterShard.advance`."""
-    return version, tuple(one.step for one in work), *(parts[s] for one in work for parts in one.gradients)
 
 
 def _kinds(work: Sequence[Work]) -> str:

@@ -10,16 +10,17 @@ made again (see servers.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from shoal import norms
 from shoal.counters import value
+from shoal.execution.cluster.letters import opened, sealed
 from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.parcels import Seen, filled, form_of
-from shoal.execution.parameter_server.compression import Packed, unpacked
+from shoal.execution.parameter_server.compression import unpacked
 from shoal.execution.parameter_server.shares import Shares, Slice
 from shoal.memo import remembered
 from shoal.recipe import Recipe
@@ -85,7 +86,7 @@ class ParameterShard:
         self._do = functions_of(agent, spec, envs, count, number)
         self._version, self._state = -1, None
 
-    def load(self, version: int, part: State) -> tuple[Told, Slice]:
+    def load(self, version: int, part: State) -> tuple[Told, Any]:
         """Have this share of a State, after so many steps."""
         self._version, self._state = version, jax.device_put(part)
         return self._told()
@@ -94,15 +95,17 @@ class ParameterShard:
         """Its share of the State, NumPy leaves."""
         return jax.tree.map(np.asarray, self._state)
 
-    def squares(self, step: Step, *packed: Packed) -> list[float]:
-        """The squares of its share of each norm that this step will take."""
+    def squares(self, letter: Any, *packed: Any) -> list[float]:
+        """The squares of its share of each norm that a step will take; see `advance`."""
+        (step,) = opened(letter)
         vector, push = _sum(step.pushes, packed)
         return [float(square) for square in self._do.squares(self._now, vector, push)]
 
-    def advance(self, version: int, steps: Sequence[Step], *packed: Packed) -> tuple[Told, Slice]:
-        """Make steps, of which the first is number `version`. packed: of all pushes, in order."""
+    def advance(self, version: int, letter: Any, *packed: Any) -> tuple[Told, Any]:
+        """Make steps, of which the first is number `version`. letter: these Steps. packed: the `Packed` of
+        all pushes, in order. All these may be `sealed`, and the Slice that is given is."""
         assert version == self._version, f"step {version} came after {self._version}"
-        left = iter(packed)
+        left, steps = iter(packed), opened(letter)
         for step in steps:
             if step.pushes:
                 vector, push = _sum(step.pushes, [next(left) for _ in step.pushes])
@@ -118,10 +121,10 @@ class ParameterShard:
         assert self._state is not None, "a shard begins with `load`"
         return self._state
 
-    def _told(self) -> tuple[Told, Slice]:
+    def _told(self) -> tuple[Told, Any]:
         vector, rest = self._do.published(self._now)
-        slice_ = Slice(self._version, np.asarray(vector), [np.asarray(x) for x in rest])
-        return Told(self._version, value(self._now.env_steps)), slice_
+        told = Told(self._version, value(self._now.env_steps))
+        return told, sealed(Slice(self._version, np.asarray(vector), [np.asarray(x) for x in rest]))
 
 
 def shard_of(luggage: Luggage, spec: EnvSpec, envs: int, count: int, number: int) -> ParameterShard:
@@ -130,11 +133,11 @@ def shard_of(luggage: Luggage, spec: EnvSpec, envs: int, count: int, number: int
     return ParameterShard(recipe.agent(spec), spec, envs, count, number)
 
 
-def _sum(pushes: Sequence[Push], packed: Sequence[Packed]) -> tuple[np.ndarray, Push]:
+def _sum(pushes: Sequence[Push], packed: Sequence[Any]) -> tuple[np.ndarray, Push]:
     """Gradients added up in order: the bits do not depend on who computed them, or when."""
-    vector, (weight, metrics) = unpacked(packed[0]), pushes[0]
+    vector, (weight, metrics) = unpacked(opened(packed[0])), pushes[0]
     for push, more in zip(pushes[1:], packed[1:], strict=True):
-        vector = vector + unpacked(more)
+        vector = vector + unpacked(opened(more))
         weight = weight + push.weight
         metrics = {name: metrics[name] + x for name, x in push.metrics.items()}
     return vector, Push(weight, dict(metrics))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal import norms
+from shoal.execution.cluster.letters import opened
 from shoal.execution.cluster.orders import Order, Report
 from shoal.execution.cluster.parcels import Seen, form_of, looked_at, parcel
 from shoal.execution.cluster.runner import Collector
@@ -66,10 +67,10 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What an update's minibatches are made of."""
+    """What an update's minibatches are made of: handles of experience and Slices."""
 
     experience: Any
-    slices: tuple[Slice, ...]
+    slices: tuple[Any, ...]
     key: Key
 
 
@@ -143,7 +144,7 @@ class GradientWorker:
         self._host.warm()
 
     def collect(
-        self, order: Order, params: Any, task: Task = None, *slices: Slice
+        self, order: Order, params: Any, task: Task = None, *slices: Any
     ) -> tuple[Report, Any, *tuple[Packed | None, ...]]:
         # A group that has come here may collect long after: only its first order brings its state.
         kept = self._kept.get(order.group)
@@ -153,11 +154,11 @@ class GradientWorker:
         self._kept[order.group] = kept._replace(saved=report.after)
         return report, *parts
 
-    def _follow(self, order: Order, params: Any, task: Task, slices: Sequence[Slice]) -> tuple[Any, ...]:
+    def _follow(self, order: Order, params: Any, task: Task, slices: Sequence[Any]) -> tuple[Any, ...]:
         nothing = (None,) * self._shares.count
         if task is None:
             return *self._collector.collect(order, params), *nothing
-        state = self._received(slices)
+        state = self._received([opened(one) for one in slices])
         if isinstance(task, Collect):
             collect = order._replace(fragment=task.fragment)
             report, stored = self._collector.collect(collect, self._do.policy(state))
@@ -214,7 +215,7 @@ class GradientWorker:
         """The minibatches of an update, made once."""
         if self._update is None or self._update[0] != task.update:
             source: Source = self._get(task.source[0])
-            state = jax.device_put(self._shares.received([self._get(one) for one in source.slices]))
+            state = jax.device_put(self._shares.received([opened(self._get(one)) for one in source.slices]))
             experience = self._get(source.experience)
             self._update = task.update, self._do.batches(state, experience, fold(source.key, 0)), source.key
         return self._update[1], self._update[2]
