@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import ShoalError
 from shoal.execution.cluster import Cluster
 from shoal.execution.parameter_server import ParameterServer
+from shoal.mesh import Mesh, from_json, parsed
 
 if TYPE_CHECKING:
     from shoal.cli_options import OnCluster, OnServer
@@ -26,6 +27,7 @@ _ON_RAY: dict[str, Any] = {"cluster": Cluster, "parameter-server": ParameterServ
 _SHARED = ("address", "inline", "cpus", "resources", "strategy", "patience", "strikes")  # flags of both
 _FIRST = {"address": str, "runners": str, "min_runners": int, "cpus": float}
 _FIRST |= {"policy_actors": int, "policy_cpus": float, "workers": int}
+_FIRST |= {"learners": str, "learner_cpus": float, "learner_gpus": int}
 
 
 @contextlib.contextmanager
@@ -57,7 +59,8 @@ def _wanted(command: str, arguments: Sequence[str]) -> Executor | None:
             return None
         flags = {name: getattr(found, name) for name in (*_FIRST, "inline")}
         flags["resources"] = amounts(found.resources) or None
-        known = {name: value for name, value in was.items() if name in flags}
+        flags["learners"] = None if found.learners is None else mesh_of(found.learners, "--learners")
+        known = {name: value for name, value in _as_given(was).items() if name in flags}
         known |= {name: value for name, value in flags.items() if value is not None}
         workers = known.pop("workers", ParameterServer.workers)
         if (found.on or was["name"]) == "parameter-server":
@@ -77,7 +80,20 @@ def settings(options: OnCluster | OnServer) -> dict[str, Any]:
     given = {name: value for name, (value, default) in flags.items() if value != default}
     if "server_staleness" in given:  # for the algorithm may have a staleness too
         given["staleness"] = given.pop("server_staleness")
+    if "learners" in given:
+        given["learners"] = mesh_of(given["learners"], "--learners")
     return given | ({"resources": amounts(given["resources"])} if "resources" in given else {})
+
+
+def mesh_of(text: str, flag: str) -> Mesh | None:
+    """ "data=2,model=2", or "none"."""
+    return None if text == "none" else parsed(text, flag)
+
+
+def _as_given(was: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration has of an executor, as its arguments."""
+    learners = {"learners": from_json(was["learners"])} if "learners" in was else {}
+    return {name: value for name, value in was.items() if name != "name"} | learners
 
 
 def given_for(on: str, cluster: OnCluster, server: OnServer) -> dict[str, Any]:
@@ -102,7 +118,7 @@ def moved(cluster: OnCluster, server: OnServer, on: str | None, was: Mapping[str
         return None
     before = {"envs": was["envs"], "groups": was["groups"]}
     if to == was["name"]:
-        before = {name: value for name, value in was.items() if name != "name"}
+        before = _as_given(was)
     if to in _ON_RAY:
         return _ON_RAY[to](**(before | given))
     from shoal.execution.local import Local

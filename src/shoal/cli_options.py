@@ -93,8 +93,8 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class OnCluster:
-    """With --on cluster: env runners on Ray, the learner in this process. What is said of a runner below
-    holds for a worker of a parameter server too."""
+    """With --on cluster: env runners on Ray, and the learner in this process or learners there. What is said
+    of a runner below holds for a worker of a parameter server too."""
 
     runners: int | Literal["auto"] | None = None
     """Env runners (2 unless told); auto follows who waits for whom. Not part of a synchronous experiment."""
@@ -123,6 +123,15 @@ class OnCluster:
     """GPUs that each policy actor asks Ray for (0 unless told)."""
     replay_shards: int | None = None
     """Asynchronous algorithms with a replay: actors that keep it (0 unless told: it is kept here)."""
+    learners: str | None = None
+    """Processes that share each update, as data=N,model=M: minibatches are split over data, parameters over
+    model. Their number is no part of the experiment, but to rounding. With none this process learns."""
+    learner_cpus: float | None = None
+    """CPUs that each learner asks Ray for (1 unless told)."""
+    learner_gpus: int | None = None
+    """GPUs that each learner asks Ray for, 0 (unless told) or 1: it is then what it learns on."""
+    learner_memory: int | None = None
+    """Bytes that each learner may hold of parameters, optimizer and gradients; more is refused at once."""
     patience: float | None = None
     """A runner that takes so many times the longest fragment of late, and 3 s, is taken for hung (10)."""
     strikes: int | None = None
@@ -157,7 +166,7 @@ class Resume:
     on: Literal["local", "cluster", "parameter-server"] | None = None
     """Where it goes on, if not where it was: local and cluster can be exchanged, unless asynchronous."""
     mesh: str | None = None
-    """Go on over these devices of this process, as data=N,model=M (data=1: one): the same run to rounding."""
+    """Go on over these devices of this process, as data=N,model=M, or none: the same run to rounding."""
     trust_imports: bool = False
     """Let the run's configuration import modules of yours (environment, wrappers, algorithm)."""
     plot: str | None = None

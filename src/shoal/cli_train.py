@@ -129,8 +129,7 @@ def _over(mesh: str, on: Any, was: Mapping[str, Any]) -> Any:
     on = on or executor_from_json(was)
     if not hasattr(on, "mesh"):
         raise ShoalError(f"--mesh is for runs in one process, and this one is on {was['name']}")
-    over = parsed(mesh, "--mesh")
-    return dataclasses.replace(on, mesh=over if over.size > 1 else None)
+    return dataclasses.replace(on, mesh=cli_cluster.mesh_of(mesh, "--mesh"))
 
 
 class _Interrupted(Exception):
