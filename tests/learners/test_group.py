@@ -43,6 +43,8 @@ class ToyMember:
         bounds = ((self.at.start, self.at.stop),)
         self.holds = (bounds, (), (), (), ())
         self.number = number
+
+    def fresh(self) -> None:
         self.load([np.zeros(SIZE, np.float32)[self.at], *[np.zeros((), np.uint32)] * 4])
 
     def load(self, values: list[np.ndarray]) -> None:

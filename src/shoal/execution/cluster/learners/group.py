@@ -33,7 +33,12 @@ START_SECONDS = 300.0  # for a member to be ready, and at most for what it does 
 SLACK_SECONDS = 5.0  # that an answer may take in any case: who is taken for hung takes all others along
 COMMIT_SHARE = 0.05  # of the time of updates, that commits may take
 COMMIT_SECONDS = 0.05  # that a commit takes, before one is measured
-ONCE = {"begin", "warm", "load"}  # while the driver is busy elsewhere: how long they take is not seen
+ONCE = {
+    "begin",
+    "fresh",
+    "load",
+    "warm",
+}  # while the driver is busy elsewhere: how long they take is not seen
 LOG_BYTES = 256 << 20  # of experience, that may be held until the next commit
 
 
@@ -94,6 +99,7 @@ class LearnerGroup:
         self.losses = Losses()
         self._forms_seen: list[_Order] = []  # what is compiled ahead by members that begin
         self._begin()
+        self._send(_Order("fresh"))
 
     # -- the Learner -------------------------------------------------------------------------------------
 
@@ -285,13 +291,10 @@ class LearnerGroup:
 
     def _repeat(self) -> None:
         self._begin()
-        for order in self._forms_seen:
-            self._send(order)
-        if self._committed is not None:
-            if not self._holds:
-                self._settle()
-            self._send(self._loading(self._committed))
-        for order in self._log:
+        if self._committed is not None and not self._holds:
+            self._settle()
+        state = _Order("fresh") if self._committed is None else self._loading(self._committed)
+        for order in (state, *self._forms_seen, *self._log):
             self._send(order)
         self._settle()
 

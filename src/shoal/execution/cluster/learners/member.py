@@ -1,6 +1,6 @@
 """One member of a learner group: a process with one device, which does as all the others do at the same time.
 
-    begin -> warm | learn | observe | observe_and_learn | load | save | acting
+    begin -> fresh | load -> warm | learn | observe | observe_and_learn | save | acting
 
 All members follow the same orders in the same sequence, since their devices compute one program together. As
 in a runner, nothing that imports JAX may be imported before `begin`.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shoal.execution.learner import Learned
     from shoal.mesh import Mesh
     from shoal.recipe import Recipe
-    from shoal.types import EnvSpec, Key
+    from shoal.types import EnvSpec, Key, State
 
 JOIN_SECONDS = 60  # until all members have found each other
 
@@ -80,27 +80,30 @@ class Member:
             return f"{host}:{probe.getsockname()[1]}"
 
     def begin(self, luggage: Luggage, gpu: bool, number: int, meeting: str) -> Begun:
-        """Meet the others and have a state, from the seed. luggage: the Task. Raises ShoalError where this
-        process does not see exactly the device that it should."""
+        """Meet the others. luggage: the Task. Raises ShoalError where this process does not see exactly the
+        device that it should."""
         task: Task = unpack(luggage, gpu=gpu)
         _meet(task, number, meeting)
         import jax
 
         from shoal.execution.cluster.learners import parts
-        from shoal.execution.learner import LearnerHere
+        from shoal.execution.learner import Functions
         from shoal.execution.split import Split
         from shoal.keys import key_for
 
-        agent = task.recipe.agent(task.spec)
-        split = Split(task.mesh, jax.devices(), agent)
-        form = jax.eval_shape(agent.init, key_for(task.seed, "init"))
+        agent, self._key = task.recipe.agent(task.spec), key_for(task.seed, "init")
+        self._plan, self._split = agent.plan, Split(task.mesh, jax.devices(), agent)
+        self._functions = self._split.compiled(Functions.of(agent))
+        form = jax.eval_shape(agent.init, self._key)
         self._number, self._device = number, jax.local_devices()[0]
         self._forms, self._structure = jax.tree.flatten(form)
-        self._shardings = jax.tree.leaves(split.state)
+        self._shardings = jax.tree.leaves(self._split.state)
         self._policy = jax.jit(agent.policy)  # each leaf where it lies, and not a copy on every device
-        holds, base = parts.holds_of(self._forms, self._shardings, self._device), self._bytes()
-        self._learner = LearnerHere.new(agent, key_for(task.seed, "init"), split)
-        return Begun(holds, base)
+        return Begun(parts.holds_of(self._forms, self._shardings, self._device), self._bytes())
+
+    def fresh(self) -> None:
+        """Have the state that the seed gives."""
+        self._have(self._functions.init(self._key))
 
     def warm(self, form: Any) -> None:
         """Compile what can be: form is of an update's trajectory."""
@@ -144,7 +147,12 @@ class Member:
         from shoal.execution.cluster.learners.parts import placed
 
         leaves = placed(self._forms, self._shardings, values, self._device)
-        self._learner.state = jax.tree.unflatten(self._structure, leaves)
+        self._have(jax.tree.unflatten(self._structure, leaves))
+
+    def _have(self, state: State) -> None:
+        from shoal.execution.learner import LearnerHere
+
+        self._learner = LearnerHere(self._plan, self._functions, state, self._split)
 
     def _told(self, begun: float, learned: Learned | None) -> Told:
         import jax
