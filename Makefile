@@ -20,7 +20,7 @@ train: $(VENV)/.installed
 		--rollout-length 64 --minibatches 8 --epochs 4 --learning-rate 2e-3 --discount 0.98 --gae-lambda 0.9
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup
+	$(VENV)/bin/python -m pytest -n $(JOBS)
 
 test-slow: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -m slow

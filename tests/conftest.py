@@ -7,6 +7,7 @@ import gc
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,30 @@ gc.set_threshold(200_000, 20, 20)  # JAX makes many objects that stay, and each 
 # What runs here is compiled as it is for users: where bits of two programs or two processes are compared,
 # and where much is computed.
 AS_IN_USE = {"agreement", "cluster", "learning"}
+
+# What starts a Ray, or has one for a module, and mostly waits: one worker has it all.
+RAY = (
+    "tests/cluster/test_again.py",
+    "tests/cluster/test_bad_input.py",
+    "tests/cluster/test_driver.py",
+    "tests/cluster/test_invariance.py",
+    "tests/cluster/test_session.py",
+    "tests/cluster/test_trainer_cluster.py",
+    "tests/learners/",
+    "tests/parameter_server/",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """The tests of `RAY` to one worker, from the beginning; all others one by one to whoever is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class RayApart(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if nodeid.startswith(RAY) else nodeid
+
+    return RayApart(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -244,7 +244,6 @@ def test_a_group_that_always_raises_is_given_up_and_the_others_go_on(
 
 
 @in_a_hurry
-@pytest.mark.xdist_group("ray")
 def test_runners_do_not_wait_for_a_slow_learner_but_stay_within_the_bound() -> None:
     with Trainer(
         IMPALA(staleness=1, **SMALL), "CartPole-v1", on=Cluster(runners=2, envs=8, groups=4, cpus=0.5)

@@ -18,8 +18,6 @@ from shoal import DQN, PPO, Cluster, Local, Trainer
 from shoal.algorithms.impala import IMPALA
 from shoal.execution.cluster import session
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 STEPS = 4000
 SMALL: dict[str, Any] = {"hidden": (16,)}
 CASES: dict[str, dict[str, Any]] = {

@@ -83,7 +83,6 @@ def test_plans_that_wait_for_everybody_are_refused() -> None:
         Cluster(policy_actors=1).start(made)
 
 
-@pytest.mark.xdist_group("ray")
 def test_an_actor_is_killed_and_its_successor_hangs() -> None:
     """Ray restarts the actor; what was asked is asked again; the account balances and training goes on."""
     from shoal.execution.cluster import session

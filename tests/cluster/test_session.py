@@ -21,8 +21,6 @@ import pytest
 from shoal.errors import ShoalError
 from shoal.execution.cluster import reaper, session
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 # A cluster that "was there": two nodes on this machine, the second with a resource of its own.
 HOST = """
 import json, sys

@@ -133,8 +133,8 @@ def test_observing_a_part_is_observing_the_whole(how: dict[str, Any]) -> None:
     trajectory = host.collect(0, 0, 0, policy).trajectory
     host.close()
     seen, stored = parcels.parcel(one.agent, one.source.spec, 2)(policy, trajectory)
-    observe = parcels.observer(one.agent, parcels.form_of(one.agent, one.source.spec, 2))
-    got, whole = observe(state, seen), jax.jit(one.agent.observe)(state, trajectory)
+    observe, form = jax.jit(one.agent.observe), parcels.form_of(one.agent, one.source.spec, 2)
+    got, whole = observe(state, parcels.filled(form, seen)), observe(state, trajectory)
     jax.tree.map(np.testing.assert_array_equal, got, whole)
     # Scaled rewards are not known where the data is made: then new rows have the highest priority.
     assert (stored.priorities is None) == how.get("scale", False)
@@ -213,7 +213,6 @@ def until(done: Callable[[], bool], run: Callable[[], Any], seconds: float = 120
 
 
 @in_a_hurry
-@pytest.mark.xdist_group("ray")
 def test_training_goes_on_when_runners_and_shards_are_killed(tmp_path: Path) -> None:
     on = Cluster(runners=2, groups=4, envs=8, replay_shards=2)
     with Trainer(apex(learning_starts=200), "CartPole-v1", seed=0, on=on) as trainer:

@@ -23,8 +23,6 @@ from shoal.execution.cluster import session
 from shoal.rundir import RunDir
 from shoal.writers import read_rows
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 SMALL = PPO(rollout_length=8, epochs=1, minibatches=2, hidden=(8,))
 LOCAL = Local(envs=4, groups=4)
 CLUSTER = Cluster(runners=2, envs=4, groups=4, cpus=0.5)
