@@ -42,16 +42,20 @@ RAY = (
     "tests/learners/",
     "tests/parameter_server/",
 )
+LONG = ("tests/agreement/", "tests/chaos/", "tests/test_docs.py", "tests/test_every_space.py")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """The tests of `RAY` to one worker, from the beginning; all others one by one to whoever is free."""
+    """The tests of `RAY` to one worker. Of the others, those of a file, which often compile the same, to one
+    that is free, files with many tests first; and at the end those of `LONG` one by one."""
     from xdist.scheduler import LoadScopeScheduling
 
     class RayApart(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if nodeid.startswith(RAY) else nodeid
+            if nodeid.startswith(RAY):
+                return "ray"
+            return nodeid if nodeid.startswith(LONG) else nodeid.partition("::")[0]
 
     return RayApart(config, log)
 
