@@ -335,11 +335,11 @@ def _registry() -> ConstructorRegistry:
 def one_line(box: str, prog: str) -> str:
     """What a box of tyro's says, in one line."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rows = [re.sub(r"^[│|]\s?|\s*[│|]$", "", row) for row in plain.splitlines()]
-    rows = [row for row in rows if row.strip() and not re.match(r"[╭╰+]", row)]
-    sections = "\n".join(rows)
+    rows = [re.sub(r"^[│|]\s?|\s*[│|]?\s*$", "", row) for row in plain.splitlines() if row.strip()]
+    framed = bool(rows) and rows[0][:1] in "╭+"  # else the title is a section of its own
+    sections = "\n".join(row for row in rows if row and not re.match(r"[╭╰+]", row))
     sections = [" ".join(s.split()) for s in re.split(r"\n\s*[─-]{5,}\n", sections)]
-    message = sections[0]
+    message = sections[0 if framed or len(sections) == 1 else 1]
     if found := re.match(r"Error parsing (\S+?): (.*)", message):
         flag, why = found.groups()
         if not flag.startswith("-"):  # an algorithm as a whole: its own words say which setting

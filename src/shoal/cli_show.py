@@ -24,7 +24,7 @@ def show(arguments: Sequence[str], console: Callable[[], Console]) -> int:
     names = ", ".join([*algorithms.REGISTRY, *algorithms.PRESETS])
     if not arguments or arguments[0] in ("-h", "--help"):
         if not arguments:
-            raise ShoalError(f"shoal show needs an algorithm: {names}")
+            raise ShoalError(f"shoal show needs one algorithm: {names}")
         print(f"usage: shoal show ALGORITHM, one of {names}")
         print("shoal show ALGORITHM ENV --mesh data=2,model=2 says what each device would hold.")
         return 0
