@@ -43,6 +43,7 @@ RAY = (
     "tests/parameter_server/",
 )
 LONG = ("tests/agreement/", "tests/chaos/", "tests/test_docs.py", "tests/test_every_space.py")
+TOGETHER = "tests/agreement/test_mesh.py"  # one process runs all of its cases
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -55,7 +56,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(RAY):
                 return "ray"
-            return nodeid if nodeid.startswith(LONG) else nodeid.partition("::")[0]
+            alone = nodeid.startswith(LONG) and not nodeid.startswith(TOGETHER)
+            return nodeid if alone else nodeid.partition("::")[0]
 
     return RayApart(config, log)
 

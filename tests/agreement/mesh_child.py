@@ -168,10 +168,10 @@ def moved(folder: Path, name: str, where: type) -> dict[str, Any]:
     meshes = {"one": None, "2x2": Mesh(data=2, model=2), "model=4": Mesh(model=4)}
     results: dict[str, Any] = {}
     for begun, others in (("2x2", ("one", "model=4", "2x2")), ("one", ("2x2",))):
-        with trainer(folder / f"{where.__name__}-{begun}", meshes[begun], name, where) as first:
+        with trainer(folder / f"{name}-{where.__name__}-{begun}", meshes[begun], name, where) as first:
             for _ in range(6):
                 first.train()
-            saved = first.save(folder / f"saved-{where.__name__}-{begun}")
+            saved = first.save(folder / f"saved-{name}-{where.__name__}-{begun}")
             before = fingerprint(jax.device_get(first._run.learner.state))
             first.train()
             after = jax.device_get(first._run.learner.state)
