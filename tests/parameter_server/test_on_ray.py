@@ -1,4 +1,4 @@
-"""On Ray: workers and shards that are killed change no bit of a synchronous run, and lose nothing of others."""
+"""On Ray: workers and shards that are killed change no bit of a synchronous run, and others lose nothing."""
 
 from __future__ import annotations
 
