@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -17,7 +18,8 @@ from learner_cases import CASES, Orders, distance, experiment, fingerprint, foll
 from shoal import PPO, Cluster, Local, Mesh, ShoalError, Trainer
 from shoal.execution.cluster import learners, session
 from shoal.execution.cluster.learners.group import LearnerGroup
-from shoal.recipe import Experiment
+from shoal.execution.unroll import fragment_form
+from shoal.recipe import Experiment, Recipe
 
 pytestmark = [pytest.mark.as_in_use, pytest.mark.xdist_group("ray")]
 UPDATES = 20
@@ -187,3 +189,33 @@ def test_what_is_not_there_is_told(ray_here: None) -> None:
     with pytest.raises(ShoalError, match="asks for 2 GPU") as caught:
         Trainer(SMALL, "CartPole-v1", on=settings(Mesh(data=2), learner_gpus=1))
     assert "\n" not in str(caught.value)
+
+
+def peak(algorithm: Any, mesh: Mesh) -> float:
+    """MB that a learner's process has had at most, the second time, when nothing is compiled any more."""
+    made = Experiment.of(Recipe(algorithm=algorithm, env={"env": "CartPole-v1"}), 0)
+    form = fragment_form(made.agent, made.source.spec, 8)
+    trajectory = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), form)
+    found = 0.0
+    for _ in range(2):
+        with group(made, mesh) as learner:
+            for number in range(3):
+                learner.learn(trajectory, np.array([0, number], np.uint32))
+            found = learner.news().figures["learner_peak_mb"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_model_too_large_for_one(ray_here: None) -> None:
+    """It is refused with the numbers, and trains where it is split over two, each with half of it."""
+    large = replace(SMALL, hidden=(1024,) * 5, minibatches=1)
+    limit = 100_000_000
+    with pytest.raises(ShoalError, match=r"would hold 13\d.* allows: model=2 would fit"):
+        Trainer(large, "CartPole-v1", on=settings(Mesh(), learner_memory=limit))
+    with Trainer(large, "CartPole-v1", on=settings(Mesh(model=2), learner_memory=limit)) as trainer:
+        first = trainer.train()
+        assert trainer.train()["env_steps"] > first["env_steps"]
+        assert first["timing/learner_peak_mb"] > 100
+    base, one, two = peak(SMALL, Mesh()), peak(large, Mesh()), peak(large, Mesh(model=2))
+    print(f"MB at most: {base:.0f} with a small model, {one:.0f} whole, {two:.0f} split in two")
+    assert 0.3 < (two - base) / (one - base) < 0.65
