@@ -38,6 +38,7 @@ _ROLES = {
     "runners": {"restarts": "restarts", "moves": "moves"},
     "shards": {"shard_restores": "restores"},
 }
+_RATES = {"runners": "fragments", "shards": "gradients"}
 _OTHER = ("other", "bright_black", "░", ".")
 
 
@@ -250,9 +251,9 @@ def roles(row: Row) -> list[tuple[str, float, Text]]:
         if not math.isfinite(alive):
             continue
         said = Text(f"{alive:.0f} alive")
-        rate = number(row, "timing/fragments_per_second")
-        if role == "runners" and math.isfinite(rate):
-            said.append(f"  {quantity(rate)} fragments/s")
+        rate = number(row, f"timing/{_RATES[role]}_per_second")
+        if math.isfinite(rate):
+            said.append(f"  {quantity(rate)} {_RATES[role]}/s")
         if math.isfinite(idle):
             said.append(f"  idle {idle:.0%}", "dim")
         for name, what in events.items():

@@ -88,8 +88,9 @@ class AsynchronousRun:
             fragments += [one.done.fragment for one in new if one.done.fragment is not None]
         seconds = perf_counter() - begun
         gradients = [one for one in arrived if one.done.computed is not None]
-        spent = {"apply": self._servers.spent - applying, **self._pool.figures(), **self._servers.figures()}
-        spent["gradients_per_second"] = len(gradients) / seconds
+        applying = self._servers.spent - applying
+        spent = {"collect": seconds - applying, "learn": applying, **self._pool.figures()}
+        spent |= {**self._servers.figures(), "gradients_per_second": len(gradients) / seconds}
         return Iteration(
             metrics={name: np.array(value) for name, value in self._metrics(gradients).items()},
             fragments=fragments,
