@@ -1,12 +1,12 @@
 """What learners that share an update cost and gain.
 
-    python benchmarks/learners.py exchange     all-reduces against bytes, beside gloo alone and the object store
+    python benchmarks/learners.py exchange     all-reduces by bytes, beside gloo alone and the object store
     python benchmarks/learners.py scaling      learn() over 1, 2 and 4 processes, strong and weak
     python benchmarks/learners.py recovery     from SIGKILL of a learner to the next update
 
-`--repeats N` (kills, with `recovery`), `--most N` processes, `--only NAME,NAME` of `scaling`, `--lock FILE` as
-for `run.py`. Tables go to results/benchmarks/learners_NAME.md. gloo alone is PyTorch's, from the environment of
-SB3 (.venvs/sb3, see peers.py); where that is not there, its column is empty.
+`--repeats N` (kills, with `recovery`), `--most N` processes, `--only NAME,NAME` of `scaling`, `--lock FILE`
+as for `run.py`. Tables go to results/benchmarks/learners_NAME.md. gloo alone is PyTorch's, from the environment
+of SB3 (.venvs/sb3, see peers.py); where that is not there, its column is empty.
 """
 
 from __future__ import annotations
