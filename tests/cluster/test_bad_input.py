@@ -23,8 +23,6 @@ from shoal import PPO, Cluster, ShoalError, Trainer, cli
 from shoal.algorithms.impala import IMPALA
 from shoal.execution.cluster import fleet, session
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 SIZES: dict[str, Any] = {"rollout_length": 8, "hidden": (8,)}
 SMALL = PPO(**SIZES, epochs=1, minibatches=1)
 FLAGS = ("--rollout-length", "8", "--epochs", "1", "--minibatches", "1", "--hidden", "8", "--envs", "2")
@@ -153,8 +151,19 @@ def test_on_a_cluster_that_is_there(name: str, host: tuple[str, int]) -> None:
         assert ray._private.state.state.actor_table(None, None, "ALIVE") == {}
 
 
-def test_where_others_have_the_cpus(host: tuple[str, int]) -> None:
+@pytest.mark.parametrize("when", ["before", "in the same moment"])
+def test_where_others_have_the_cpus(
+    host: tuple[str, int], when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address, pid = host
+    seconds, looks, taken = (2, [""], fleet._taken) if when == "before" else (4, [], fleet._taken)
+    monkeypatch.setattr(fleet, "LATE_ROOM_SECONDS", 4.0)
+
+    def seen(each: Any) -> str:
+        looks.append(taken(each))
+        return looks[-1] if len(looks) > 1 else ""
+
+    monkeypatch.setattr(fleet, "_taken", seen)
     with session.join(address, cpus=1):
         import ray
 
@@ -168,8 +177,8 @@ def test_where_others_have_the_cpus(host: tuple[str, int]) -> None:
         on = Cluster(runners=2, envs=2, address=address)
         message = refused(lambda: Trainer(SMALL, "CartPole-v1", on=on), 30)
         assert message == (
-            "no env runner has found room on this Ray within 2 s: each asks for 1 CPU, but of 3 CPU only 0 "
-            "are free: end what takes them, ask for less for each runner, or join a larger cluster"
+            f"no env runner has found room on this Ray within {seconds} s: each asks for 1 CPU, but of 3 CPU "
+            "only 0 are free: end what takes them, ask for less for each runner, or join a larger cluster"
         )
         ray.kill(others.pop())  # and with room for one of them, one trains for both
         with Trainer(SMALL, "CartPole-v1", on=on) as trainer:

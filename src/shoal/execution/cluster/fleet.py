@@ -29,7 +29,9 @@ from shoal.recipe import Experiment, Recipe
 NO_GROUP = -1
 GROUPED = ("PACK", "STRICT_PACK", "STRICT_SPREAD")
 PLACE_SECONDS = 20.0
-ROOM_SECONDS = 15.0  # for the first runner's process, where others take what it asks for
+# For the first runner's process, where others take what it asks for: before it began, or perhaps as another
+# run did in the same moment (or it is our own runner, whose process starts slowly).
+ROOM_SECONDS, LATE_ROOM_SECONDS = 15.0, 45.0
 # Small parameters travel within each order: a put and a fetch through the store cost more than the copies.
 # Ray itself puts arguments above 100 kB there, for every call anew.
 WITHIN_BYTES = 90 << 10
@@ -118,7 +120,9 @@ class RayFleet:
         self._starting: dict[Any, tuple[int, Any]] = {}  # answer when ready -> runner, answer who it is
         self._killing: list[threading.Thread] = []
         self._each = {"CPU": placement.cpus, **placement.resources}
-        self._since, self._lacking = monotonic(), self._place is None and bool(_taken(self._each))
+        self._since, self._room = monotonic(), float("inf")  # seconds
+        if self._place is None:
+            self._room = ROOM_SECONDS if _taken(self._each) else LATE_ROOM_SECONDS
 
     def start(self, runner: int) -> Ticket:
         actor = self._runners[runner] = self._actor.remote()
@@ -160,7 +164,7 @@ class RayFleet:
         ready, rest = ray.wait(refs, num_returns=1, timeout=timeout)
         if ready and rest:
             ready += ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        if not ready and self._lacking:
+        if not ready and self._room < float("inf"):
             self._look_for_room()
         return [by_ref[ref] for ref in ready]
 
@@ -173,7 +177,7 @@ class RayFleet:
     def fetch(self, trajectory: Any) -> Any:
         if isinstance(trajectory, tuple):
             whole, *others = trajectory
-            found = _get(whole)
+            found = opened(_get(whole))
             return others if found is None else found
         return opened(_get(trajectory)) if self._crew.fetch else trajectory
 
@@ -206,14 +210,13 @@ class RayFleet:
             remove_placement_group(self._place)
 
     def _look_for_room(self) -> None:
-        """Raises ShoalError where what a runner asks for was taken when the run began, still is, and so no
-        runner has got a process. (Later, what is taken may be taken by runners of our own.)"""
+        """Raises ShoalError where what a runner asks for is taken and so no runner has got a process."""
         told = [told for _, told in self._starting.values()]
         if self._identity or (told and ray.wait(told, timeout=0)[0]):
-            self._lacking = False
-        elif monotonic() - self._since > ROOM_SECONDS and (taken := _taken(self._each)):
+            self._room = float("inf")  # what is taken may be taken by runners of our own
+        elif monotonic() - self._since > self._room and (taken := _taken(self._each)):
             raise ShoalError(
-                f"no env runner has found room on this Ray within {ROOM_SECONDS:.0f} s: each asks for "
+                f"no env runner has found room on this Ray within {self._room:.0f} s: each asks for "
                 f"{listed(self._each)}, but {taken}: end what takes them, ask for less for each runner, or "
                 "join a larger cluster"
             )
