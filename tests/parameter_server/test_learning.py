@@ -27,7 +27,7 @@ def reached(algorithm: Any, env: str, on: Any, seed: int, target: float) -> bool
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("env", "target"), [("CartPole-v1", 475.0), ("Acrobot-v1", -90.0)])
+@pytest.mark.parametrize(("env", "target"), [("CartPole-v1", 475.0), ("Acrobot-v1", -100.0)])
 def test_a3c_reaches_what_a2c_reaches(env: str, target: float, seed: int) -> None:
     if seed == 0:
         assert reached(A2C(**settings(env)), env, Local(envs=32), seed, target)
@@ -41,6 +41,6 @@ def test_a3c_on_ray(mode: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_tenth_of_each_gradient_is_enough(seed: int) -> None:
-    on = ParameterServer(**{**ON.__dict__, "compression": "top-k", "keep": 0.1})
+def test_a_hundredth_of_each_gradient_is_enough(seed: int) -> None:
+    on = ParameterServer(**{**ON.__dict__, "compression": "top-k", "keep": 0.01})
     assert reached(A3C(**settings("CartPole-v1")), "CartPole-v1", on, seed, 475.0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.execution.cluster.letters import sealed
 from shoal.execution.cluster.orders import Order
 from shoal.execution.parameter_server.servers import Servers
-from shoal.execution.parameter_server.worker import Task
+from shoal.execution.parameter_server.worker import Given, Task
 
 
 class Tasks:
@@ -41,4 +42,4 @@ class Tasks:
             return ()
         assert self._servers is not None
         self._sent[order.group, order.fragment] = self.applied
-        return task, *self._servers.slices
+        return sealed(task) if isinstance(task, Given) else task, *self._servers.slices

@@ -144,13 +144,14 @@ class GradientWorker:
         self._host.warm()
 
     def collect(
-        self, order: Order, params: Any, task: Task = None, *slices: Any
+        self, order: Order, params: Any, task: Any = None, *slices: Any
     ) -> tuple[Report, Any, *tuple[Packed | None, ...]]:
+        """task: a Task. It and the slices may be `sealed`."""
         # A group that has come here may collect long after: only its first order brings its state.
         kept = self._kept.get(order.group)
         if kept is None or kept.lease != order.lease:
             kept = _Kept(order.lease, order.saved)
-        report, *parts = self._follow(order._replace(saved=kept.saved), params, task, slices)
+        report, *parts = self._follow(order._replace(saved=kept.saved), params, opened(task), slices)
         self._kept[order.group] = kept._replace(saved=report.after)
         return report, *parts
 
