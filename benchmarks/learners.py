@@ -5,8 +5,8 @@
     python benchmarks/learners.py recovery     from SIGKILL of a learner to the next update
 
 `--repeats N` (kills, with `recovery`), `--most N` processes, `--only NAME,NAME` of `scaling`, `--lock FILE`
-as for `run.py`. Tables go to results/benchmarks/learners_NAME.md. gloo alone is PyTorch's, from the environment
-of SB3 (.venvs/sb3, see peers.py); where that is not there, its column is empty.
+as for `run.py`. Tables go to results/benchmarks/learners_NAME.md. gloo alone is that of PyTorch, in the
+environment of SB3 (.venvs/sb3, see peers.py); where that is not there, its column is empty.
 """
 
 from __future__ import annotations
