@@ -102,7 +102,9 @@ def check_shoal(words: list[str]) -> None:
         algorithm, *rest = rest
         cli_options.parse({**cli_options.TRAIN, "algorithm": algorithms.load(algorithm)}, rest, name, "")
     elif name == "show":
-        algorithms.load(*rest)
+        algorithm, *rest = rest
+        parts = {"show": cli_options.Show, "algorithm": algorithms.load(algorithm)}
+        assert not rest or cli_options.parse(parts, rest, name, "")
     elif name == "resume":
         cli_options.parse(cli_options.RESUME, rest, name, "")
     elif name != "--help":

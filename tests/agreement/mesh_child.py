@@ -72,6 +72,8 @@ def trained(where: type, name: str, mesh: Mesh | None, attempt: int = 0) -> tupl
     run = where(envs=8, groups=2 if where is Local else 1, mesh=mesh).start(experiment(name, where))
     try:
         metrics = [dict(run.iterate().metrics) for _ in range(ITERATIONS[where].get(name, 8))]
+        programs = [run._iterate] if where is Compiled else run.learner._do[1:]
+        assert max(program._cache_size() for program in programs) == 1  # what lies where stays so
         return jax.device_get(run.learner.state), metrics
     finally:
         run.close()
@@ -201,6 +203,7 @@ def resumed(folder: Path) -> dict[str, Any]:
         first.fit(8 * 16 * 3)
     with Trainer.resume(place) as second:
         mesh = second.config["on"]["mesh"]
+        played = second.evaluate(episodes=2).returns
         second.fit(8 * 16 * 5)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -211,6 +214,7 @@ def resumed(folder: Path) -> dict[str, Any]:
             "mesh": mesh,
             "then": third.config["on"],
             "warned": len(told),
+            "played": len(played),
             "fingerprint": third.fingerprint(),
         }
 

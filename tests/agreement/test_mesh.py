@@ -131,3 +131,4 @@ def test_a_run_directory_remembers_its_mesh(request: Any, where: str, case: str)
     found = result(request, where, case)
     assert found["mesh"] == {"data": 2, "model": 1}
     assert found["then"] == {"name": "local", "envs": 8, "groups": 1} and found["warned"]
+    assert found["played"] == 2

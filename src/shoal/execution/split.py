@@ -16,10 +16,14 @@ from jax.sharding import PartitionSpec
 from shoal import sharding
 from shoal.errors import ShoalError
 from shoal.mesh import Mesh
-from shoal.types import Agent, OnPolicy, Plan, State, Update
+from shoal.types import Agent, Key, OnPolicy, Plan, State, Update
 
 if TYPE_CHECKING:
     from shoal.execution.learner import Functions
+
+
+AT_ONCE = 32 << 20  # bytes of parameters that are made in one program, unless that makes more programs than
+MOST_TURNS = 8
 
 
 class Split:
@@ -32,7 +36,7 @@ class Split:
 
     def __init__(self, mesh: Mesh, devices: Sequence[Any], agent: Agent) -> None:
         self._devices = sharding.on_devices(mesh, devices)
-        form = jax.eval_shape(agent.init, np.zeros(2, np.uint32))
+        form = self._form = jax.eval_shape(agent.init, np.zeros(2, np.uint32))
         sharding.check_rules(mesh, form)
         self.state: Any = sharding.named(self._devices, sharding.specs_of(mesh, form))
         self.everywhere: Any = sharding.named(self._devices, PartitionSpec())
@@ -42,12 +46,27 @@ class Split:
         given away: there is no room for two."""
         update = Update(self.state, self.everywhere, self.everywhere)
         return functions._replace(
-            init=self.jit(functions.init, self.state),
+            init=self._made_in_turn(functions.init),
             policy=self.jit(functions.policy, self.everywhere),
             learn=self.jit(functions.learn, update, (0,)),
             observe=self.jit(functions.observe, self.state, (0,)),
             observe_and_learn=self.jit(functions.observe_and_learn, update, (0,)),
         )
+
+    def _made_in_turn(self, init: Callable[[Key], State]) -> Callable[[Key], State]:
+        """`init`, in a large model a few leaves at a time: an orthogonal matrix is whole on each device while
+        it is made, and all at once they would be the whole model and more. (An optimizer begins as zeros.)"""
+        structure, where = jax.tree.structure(self._form), jax.tree.leaves(self.state)
+        weighed = self._form._replace(opt=jax.tree.map(lambda x: np.zeros(0), self._form.opt))
+        sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves(weighed)]
+        turns = _in_turns(sizes)
+        some = lambda turn: lambda key: [jax.tree.leaves(init(key))[i] for i in turn]  # noqa: E731
+        programs = [self.jit(some(turn), [where[i] for i in turn]) for turn in turns]
+
+        def made(key: Key) -> State:
+            return structure.unflatten([x for make in programs for x in jax.block_until_ready(make(key))])
+
+        return made
 
     def jit(
         self, function: Callable[..., Any], gives: Any, donated: tuple[int, ...] = (), takes: Any = None
@@ -85,6 +104,18 @@ class Split:
     def here(self, tree: Any) -> Any:
         """What is on every device, as arrays of one device of this process."""
         return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+
+def _in_turns(sizes: Sequence[int]) -> list[range]:
+    """Numbers of leaves that are made at a time: at most MOST_TURNS runs of about the same bytes."""
+    enough = max(AT_ONCE, sum(sizes) // MOST_TURNS)
+    turns, begun, held = [], 0, 0
+    for i, size in enumerate(sizes):
+        held += size
+        if held >= enough or i == len(sizes) - 1:
+            turns.append(range(begun, i + 1))
+            begun, held = i + 1, 0
+    return turns
 
 
 def _put(x: Any, where: jax.sharding.NamedSharding) -> jax.Array:
