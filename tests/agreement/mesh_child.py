@@ -35,7 +35,7 @@ from shoal.sharding import placed
 configure(threads=1, devices=4)
 hurry(True)
 
-ITERATIONS = {Local: {"ppo": 20, "ppo-memory": 20, "impala": 20}, Compiled: {}}  # at least 20 updates; else 8
+ITERATIONS = {Local: {"ppo": 20, "ppo-memory": 20, "impala": 20}, Compiled: {"impala": 20}}
 HIDDEN = (48, 40)  # of sizes that nothing else here has
 REPLAY: dict[str, Any] = {"learning_starts": 64, "capacity": 2000, "batch_size": 32, "hidden": HIDDEN}
 ALGORITHMS: dict[str, tuple[Any, str]] = {
