@@ -169,3 +169,39 @@ def test_compressed_gradients_take_less() -> None:
             taken[kind] = trainer.train()["gradients/bytes"]
     assert taken["bfloat16"] == taken["none"] / 2
     assert taken["top-k"] == pytest.approx(taken["none"] / 5, rel=0.1)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_interrupted_run_goes_on(mode: Any) -> None:
+    """Ctrl-C while shards answer, now and then, and `train` again."""
+    algorithm, env = CASES["ppo"]
+    on = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode=mode, inline=True)
+    with Trainer(algorithm, env, on=on) as trainer:
+        for _ in range(4):
+            trainer.train()
+        expected = trainer.fingerprint()
+    with Trainer(algorithm, env, on=on) as trainer:
+        learner: Any = trainer._run.learner
+        wait, asked, interrupted = learner._servers._wait, count(), 0
+
+        def interrupting(*what: Any) -> Any:
+            if next(asked) % 23 == 22:
+                raise KeyboardInterrupt
+            return wait(*what)
+
+        learner._servers._wait = interrupting
+        for _ in range(4):
+            while True:
+                try:
+                    trainer.train()
+                    break
+                except KeyboardInterrupt:
+                    interrupted += 1
+        learner._servers._wait = wait
+        assert interrupted > 1
+        if mode == "sync":
+            assert trainer.fingerprint() == expected
+        else:
+            account = trainer._run.account  # type: ignore[attr-defined]
+            assert account.ordered == account.applied + account.in_flight
+            assert int(learner.state.updates.low) == account.applied

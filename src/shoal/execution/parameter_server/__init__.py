@@ -5,7 +5,7 @@ shares.py        how a State is divided            compression.py  gradients mad
 shard.py         one shard: a state machine        worker.py, actor.py  hosts groups, computes gradients
 servers.py       the supervisor of shards          tasks.py        what orders are for
 work.py          what a group does next            asynchronous.py nobody waits, or nobody runs far ahead
-learner.py, synchronous.py  the single process's steps, divided
+learner.py       the single process's steps, divided
 build.py         from the settings to a started run
 
 Workers are supervised by a Cluster's `Pool`. This process says what happens in which order; gradients and

@@ -65,7 +65,7 @@ class WorkerActor:
 
     def collect(self, order: Order, params: Any, *what: Any) -> tuple[Any, ...]:
         report, whole, *packed = self._worker.collect(order, params, *map(opened, what))
-        return sealed(report), whole, *map(sealed, packed)
+        return sealed(report), None if whole is None else sealed(whole), *map(sealed, packed)
 
     def drop(self, group: int) -> None:
         self._worker.drop(group)

@@ -74,18 +74,22 @@ class AsynchronousRun:
         self._pool, self._servers, self._tasks, self._plan = pool, servers, tasks, plan
         self._bound, self._carry, self._close = bound, carry, close
         self._numbers = dict.fromkeys(range(groups), 0)  # of each group's next order
+        self._arrived: list[Arrived] = []  # and is not applied
+        self._applied: list[Arrived] = []  # in the iteration under way
         self.account = Account()
 
     def iterate(self) -> Iteration:
-        """Go on until as many fragments are done with as there are groups."""
+        """Go on until as many fragments are done with as there are groups. Where that raises and is called
+        again, it goes on: nothing is lost."""
         begun, applying = perf_counter(), self._servers.spent
-        arrived: list[Arrived] = []
         fragments: list[Fragment] = []
         while len(fragments) < len(self._groups()):
+            self._apply()  # what had arrived before an interruption, first of all
             self._order()
-            new = self._taken(self._pool.deliveries(WAIT_SECONDS))
-            arrived += new
-            fragments += [one.done.fragment for one in new if one.done.fragment is not None]
+            self._take(self._pool.deliveries(WAIT_SECONDS))
+            self._apply()
+            fragments = [one.done.fragment for one in self._applied if one.done.fragment is not None]
+        arrived, self._applied = self._applied, []
         seconds = perf_counter() - begun
         gradients = [one for one in arrived if one.done.computed is not None]
         applying = self._servers.spent - applying
@@ -126,22 +130,27 @@ class AsynchronousRun:
             self._pool.order(g, self._numbers[g])
             self._numbers[g] += 1
 
-    def _taken(self, deliveries: list[Delivery]) -> list[Arrived]:
-        """Have what was delivered applied, in the order in which it came."""
-        found: list[Arrived] = []
+    def _take(self, deliveries: list[Delivery]) -> None:
+        """Note what was delivered, in the order in which it came."""
         applied = self._tasks.applied
         for delivery in deliveries:
             report = delivery.report
             task, before = self._tasks.take(report.group, report.fragment)
             done = self._plan.take(report.group, task, delivery)
-            found.append(Arrived(delivery, done, applied - before))
+            self._arrived.append(Arrived(delivery, done, applied - before))
             applied += done.computed is not None
-        if found:
-            self._servers.advance([one.done.work for one in found])
-        self.account.applied += applied - self._tasks.applied
-        self.account.in_flight -= applied - self._tasks.applied
-        self._tasks.applied = applied
-        return found
+
+    def _apply(self) -> None:
+        """Have the shards make the steps of what has arrived."""
+        if not self._arrived:
+            return
+        self._servers.advance([one.done.work for one in self._arrived])
+        gradients = sum(one.done.computed is not None for one in self._arrived)
+        self.account.applied += gradients
+        self.account.in_flight -= gradients
+        self._tasks.applied += gradients
+        self._applied += self._arrived
+        self._arrived = []
 
     def _metrics(self, gradients: list[Arrived]) -> dict[str, float]:
         """Means over all rows, and what became of gradients."""

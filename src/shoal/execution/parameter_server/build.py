@@ -22,7 +22,6 @@ from shoal.execution.parameter_server.asynchronous import AsynchronousRun
 from shoal.execution.parameter_server.learner import ServerLearner, check_parts, minibatches_of
 from shoal.execution.parameter_server.servers import Servers
 from shoal.execution.parameter_server.shares import Shares, check, norms_taken
-from shoal.execution.parameter_server.synchronous import ServedRun
 from shoal.execution.parameter_server.tasks import Tasks
 from shoal.execution.parameter_server.work import plan_of
 from shoal.keys import key_for
@@ -61,8 +60,7 @@ def start(on: ParameterServer, experiment: Experiment) -> Run:
         form = form_of(agent, spec, on.envs if waits else size)
         learner = ServerLearner(agent, shares, servers, pool, tasks, form, groups)
         if waits:
-            run = SynchronousRun(experiment, learner, pool, groups, size, undo.close)
-            return ServedRun(run, learner, servers)
+            return SynchronousRun(experiment, learner, pool, groups, size, undo.close)
         bound = on.staleness if on.mode == "stale" else None
         plan, carry = plan_of(experiment, groups, size), agent.begin(size)
         return AsynchronousRun(learner, pool, servers, tasks, plan, groups, bound, carry, undo.close)

@@ -10,23 +10,33 @@ who computed what. To rounding they are those of a learner that has the whole mi
 from __future__ import annotations
 
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from shoal.errors import ShoalError
+from shoal.execution.cluster.letters import sealed
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.parcels import Seen, looked_at
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
-from shoal.execution.learner import Learned
+from shoal.execution.learner import Learned, News
 from shoal.execution.parameter_server.servers import Servers, Work
 from shoal.execution.parameter_server.shard import Step
 from shoal.execution.parameter_server.shares import Shares
 from shoal.execution.parameter_server.tasks import Tasks
 from shoal.execution.parameter_server.worker import Computed, Part, Source
 from shoal.types import Agent, Batch, Draws, Key, OnPolicy, Params, State, Trajectory
+
+
+class _Update(NamedTuple):
+    """An update under way. source: a handle. found: of each minibatch with which a step was made."""
+
+    key: np.ndarray
+    number: int
+    source: Any
+    found: list[list[Computed]]
 
 
 class ServerLearner:
@@ -49,7 +59,8 @@ class ServerLearner:
         self._looked_at = looked_at(agent, form)
         self._form = shares.form._replace(opt=())
         self._updates, self._numbers = count(), count(1)
-        self._bytes: list[int] = []  # that gradients took
+        self._update: _Update | None = None
+        self._told = 0.0  # seconds of the shards that were told
 
     @property
     def state(self) -> State:
@@ -70,51 +81,57 @@ class ServerLearner:
         pass  # workers and shards compile, each for itself, when they come to it
 
     def learn(self, experience: Any, key: Key) -> Learned:
+        """Where that was interrupted, and is called again with the same key, it goes on."""
         seen = self._seen(experience) if isinstance(self._agent.plan, OnPolicy) else None
         total, rows = minibatches_of(self._agent, self._form, experience)
         steps = int(experience.count) if isinstance(experience, Draws) else total
-        put = self._servers.put
-        source = put(Source(put(experience), self._servers.slices, np.asarray(key)))
-        update, found = next(self._updates), []
-        for k in range(steps):
+        if not self._is_under_way(key):
+            put = self._servers.put
+            source = put(Source(put(sealed(experience)), self._servers.slices, np.asarray(key)))
+            self._update = _Update(np.asarray(key), next(self._updates), source, [])
+        assert self._update is not None
+        _, update, source, found = self._update
+        for k in range(len(found), steps):
             parts = self._computed(update, k, source)
             computed: list[Computed] = [part.report.seen for part in parts]
             step = Step(tuple(one.push for one in computed), seen=seen if k + 1 == steps else None)
             self._servers.advance([Work(step, tuple(part.trajectory for part in parts))])
             found.append(computed)
-            self._bytes += [one.bytes for one in computed]
-        weight = max(sum(float(one.push.weight) for step in found for one in step), 1e-8)
-        names = found[0][0].push.metrics if found else ()
-        sums = {name: sum(float(one.push.metrics[name]) for step in found for one in step) for name in names}
-        metrics = {name: np.array(value / weight, np.float32) for name, value in sums.items()}
-        return Learned(metrics, _priorities(found, total, rows))
+        self._update = None
+        return Learned(_means([one for step in found for one in step]), _priorities(found, total, rows))
 
     def observe(self, trajectory: Trajectory) -> None:
         self._servers.advance([Work(Step((), seen=self._seen(trajectory)))])
 
     def observe_and_learn(self, trajectory: Trajectory, draws: Draws, key: Key) -> Learned:
-        self.observe(trajectory)
+        if not self._is_under_way(key):
+            self.observe(trajectory)
         return self.learn(draws, key)
 
-    def take_bytes(self) -> float:
-        """What a gradient took on its way, on average since the last call."""
-        taken, self._bytes = self._bytes, []
-        return sum(taken) / max(len(taken), 1)
+    def news(self) -> News:
+        """Of the shards. apply: seconds until steps were made."""
+        spent, self._told = self._servers.spent - self._told, self._servers.spent
+        return News({"apply": spent, **self._servers.figures()}, self._servers.take_events())
 
     def close(self) -> None:
         pass  # what is behind it ends with the run
 
+    def _is_under_way(self, key: Key) -> bool:
+        return self._update is not None and np.array_equal(self._update.key, np.asarray(key))
+
     def _computed(self, update: int, minibatch: int, source: Any) -> list[Delivery]:
         """The gradients of all parts of a minibatch, in order."""
-        for g in self._groups:
-            number = -next(self._numbers)  # fragments have the others
+        numbers = {g: -next(self._numbers) for g in self._groups}  # fragments have the others
+        for g, number in numbers.items():
             self._tasks.put(g, number, Part(update, minibatch, g, len(self._groups), (source,)))
             self._pool.order(g, number)
         arrived: dict[int, Delivery] = {}
         while len(arrived) < len(self._groups):
             for delivery in self._pool.deliveries(WAIT_SECONDS):
-                self._tasks.take(delivery.report.group, delivery.report.fragment)
-                arrived[delivery.report.group] = delivery
+                group, number = delivery.report.group, delivery.report.fragment
+                self._tasks.take(group, number)
+                if number == numbers[group]:  # else it was ordered before an interruption
+                    arrived[group] = delivery
         return [arrived[g] for g in self._groups]
 
     def _seen(self, trajectory: Trajectory) -> Seen:
@@ -137,6 +154,16 @@ def check_parts(rows: int, groups: int) -> None:
             f"with mode='sync' every group has an equal part of each minibatch, and groups={groups} does not "
             f"divide its {rows} rows: choose other groups, envs, minibatches or batch_size"
         )
+
+
+def _means(computed: list[Computed]) -> dict[str, np.ndarray]:
+    """Metrics of all rows, and what a gradient took on its way."""
+    weight = max(sum(float(one.push.weight) for one in computed), 1e-8)
+    names = computed[0].push.metrics if computed else ()
+    sums = {name: sum(float(one.push.metrics[name]) for one in computed) for name in names}
+    means = {name: value / weight for name, value in sums.items()}
+    means["gradients/bytes"] = sum(one.bytes for one in computed) / max(len(computed), 1)
+    return {name: np.array(value, np.float32) for name, value in means.items()}
 
 
 def _priorities(found: list[list[Computed]], total: int, rows: int) -> np.ndarray | None:

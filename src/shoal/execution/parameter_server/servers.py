@@ -78,6 +78,7 @@ class Servers:
         self._bytes, self._longest = 0, deque[float](maxlen=200)
         self._losses = dict.fromkeys(range(shares.count), 0)
         self._done: set[tuple[int, str]] = set()  # what each shard has done, and so compiled
+        self._doubtful = False  # a step is being made
         self.version, self.env_steps = 0, 0
         self._slices: tuple[Any, ...] = ()
         self.events: list[str] = []
@@ -137,9 +138,11 @@ class Servers:
             work = [self._with_norms(one) if one.step.pushes else one for one in work]
         letter = sealed(tuple(one.step for one in work))
         done = _Done(self.version, letter, [parts for one in work for parts in one.gradients])
+        self._doubtful = True
         told = self._for_two("advance", done.arguments, _kinds(work))
         self._log.append(done)
         self._take_told(told)
+        self._doubtful = False
         self.spent += self._clock() - begun
         self._losses = dict.fromkeys(self._all, 0)
         self._bytes += 4 * self._shares.size * sum(len(one.gradients) for one in work)
@@ -166,6 +169,10 @@ class Servers:
 
     def _ready(self) -> None:
         """Wait for shards that were started, and let them have what they should have."""
+        if self._doubtful:  # Ctrl-C, perhaps: some shards have made a step that does not count
+            self._doubtful = False
+            for s in self._all:
+                self._restore(s, "a step was interrupted")
         if self._starting:
             started, self._starting = self._starting, {}
             for s, handle in started.items():

@@ -217,7 +217,7 @@ class GradientWorker:
         if self._update is None or self._update[0] != task.update:
             source: Source = self._get(task.source[0])
             state = jax.device_put(self._shares.received([opened(self._get(one)) for one in source.slices]))
-            experience = self._get(source.experience)
+            experience = opened(self._get(source.experience))
             self._update = task.update, self._do.batches(state, experience, fold(source.key, 0)), source.key
         return self._update[1], self._update[2]
 
