@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -33,12 +33,14 @@ from run import HERE, ROOT, alone, note
 
 from shoal import PPO, Cluster, Mesh
 from shoal.execution.cluster import learners, session
-from shoal.execution.cluster.learners.group import LearnerGroup
 from shoal.execution.learner import LearnerHere
 from shoal.execution.unroll import fragment_form
 from shoal.keys import key_for
 from shoal.recipe import Experiment, Recipe
 from shoal.runtime import configure
+
+if TYPE_CHECKING:  # it imports Ray, which is to be told before that not to print every death
+    from shoal.execution.cluster.learners.group import LearnerGroup
 
 SIZES = tuple(1 << n for n in (10, 14, 17, 20, 23, 26))  # bytes
 PEER = ROOT / ".venvs" / "sb3" / "bin" / "python"

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from shoal.recipe import Recipe
     from shoal.types import EnvSpec, Key, State
 
-TOGETHER_BYTES = 64 << 20  # of leaves, that are drawn at a time
 JOIN_SECONDS = 60  # until all members have found each other
 
 
@@ -95,7 +94,7 @@ class Member:
         agent, self._key = task.recipe.agent(task.spec), key_for(task.seed, "init")
         self._plan, self._split = agent.plan, Split(task.mesh, jax.devices(), agent)
         self._functions = self._split.compiled(Functions.of(agent))
-        self._init, form = agent.init, jax.eval_shape(agent.init, self._key)
+        form = jax.eval_shape(agent.init, self._key)
         self._number, self._device = number, jax.local_devices()[0]
         self._forms, self._structure = jax.tree.flatten(form)
         self._shardings = jax.tree.leaves(self._split.state)
@@ -103,20 +102,8 @@ class Member:
         return Begun(parts.holds_of(self._forms, self._shardings, self._device), self._bytes())
 
     def fresh(self) -> None:
-        """Have the state that the seed gives. A kernel is whole while it is drawn (QR is not divided among
-        devices), so the leaves of a large model are made some at a time."""
-        import jax
-
-        from shoal.execution.cluster.learners.parts import in_turn
-
-        leaves: list[Any] = []
-        for some in in_turn(self._forms, TOGETHER_BYTES):
-
-            def init(key: Key, some: slice = some) -> list[Any]:
-                return jax.tree.leaves(self._init(key))[some]
-
-            leaves += self._split.jit(init, self._shardings[some])(self._key)
-        self._have(jax.tree.unflatten(self._structure, leaves))
+        """Have the state that the seed gives."""
+        self._have(self._functions.init(self._key))
 
     def warm(self, form: Any) -> None:
         """Compile what can be: form is of an update's trajectory."""

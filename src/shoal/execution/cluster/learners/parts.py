@@ -8,7 +8,6 @@ A member never has more of a leaf than its device holds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,18 +35,6 @@ def holds_of(forms: Sequence[Any], shardings: Sequence[jax.sharding.Sharding], d
         return _bounds(index, form.shape)
 
     return tuple(map(of_leaf, forms, shardings))
-
-
-def in_turn(forms: Sequence[Any], most: int) -> list[slice]:
-    """Leaves in order, as many at a time as have at most so many bytes, or one."""
-    found, begin, total = [], 0, 0
-    for number, form in enumerate(forms):
-        size = math.prod(form.shape) * form.dtype.itemsize
-        if number > begin and total + size > most:
-            found.append(slice(begin, number))
-            begin, total = number, 0
-        total += size
-    return [*found, slice(begin, len(forms))]
 
 
 def own_parts(tree: Any) -> list[Part]:
