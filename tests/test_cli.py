@@ -107,7 +107,10 @@ class TestParsing:
             (["E", "--rate", "fast"], "--rate: expected a number, got 'fast'"),
             (["E", "--sizes", "4", "a"], "--sizes: expected whole numbers, got '4', 'a'"),
             (["E", "--kind", "tnh"], "--kind: unknown value 'tnh': did you mean 'tanh'?"),
-            (["E", "--on", "moon"], "--on: unknown value 'moon': known are cluster, compiled, local"),
+            (
+                ["E", "--on", "moon"],
+                "--on: unknown value 'moon': known are cluster, compiled, local, parameter-server",
+            ),
         ],
     )
     def test_mistakes_are_one_line(self, argv: list[str], message: str) -> None:
