@@ -46,15 +46,15 @@ def test_a_run_goes_on_with_other_workers(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--on", "parameter-server", "--runners", "2"], "--runners is for --on cluster"),
-        (["--on", "cluster", "--workers", "2"], "--workers is for --on parameter-server"),
+        (["--on", "parameter-server", "--runners", "2", "--inline"], "--runners is for --on cluster"),
+        (["--on", "cluster", "--workers", "2", "--inline"], "--workers is for --on parameter-server"),
         (["--mode", "sync"], "--mode is for --on parameter-server, and this run is on local"),
         (["--server-staleness", "2"], "--server-staleness is for --on parameter-server"),
         (
-            ["--on", "parameter-server", "--mode", "asink"],
+            ["--on", "parameter-server", "--mode", "asink", "--inline"],
             "--mode: unknown value 'asink': did you mean 'async'",
         ),
-        (["--on", "parameter-server", "--shards", "0"], "shards must be at least 1"),
+        (["--on", "parameter-server", "--shards", "0", "--inline"], "shards must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
