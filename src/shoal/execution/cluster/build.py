@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -118,16 +118,12 @@ def _pool(
         undo.callback(fleet.close)
         return Pool(fleet, new, on.at_first, limits)
     from shoal.execution.cluster import session
-    from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, listed, steppers
+    from shoal.execution.cluster.fleet import Placement, RayFleet, env_runners, steppers
 
     joined = session.join(on.address, **on.needs(), gpus=on.gpus)
     undo.callback(joined.close)
     each = {"CPU": on.cpus, **on.resources}
-    if not any(_fits(each, node.resources) for node in joined.nodes()):
-        raise ShoalError(
-            f"each runner asks for {listed(each)}, but no machine of the Ray at {joined.address} has that: "
-            "ask for less for each runner"
-        )
+    joined.check_room("runner", each)
     if on.policy_actors:
         crew = steppers(experiment, size, on.policy_actors, on.policy_cpus, on.policy_gpus)
     else:
@@ -142,7 +138,3 @@ def _pool(
     beside = {"CPU": on.policy_cpus * on.policy_actors + on.learner_cpus * on.members}
     elastic = Elastic(bounds, lambda: room_for(joined.totals(), beside, each))
     return Pool(fleet, new, on.at_first, limits, elastic=elastic.look)
-
-
-def _fits(each: Mapping[str, float], resources: Mapping[str, float]) -> bool:
-    return all(amount <= resources.get(name, 0.0) for name, amount in each.items())

@@ -77,6 +77,16 @@ class Session:
         living = (node for node in ray.nodes() if node["Alive"])
         return tuple(Node(n["NodeID"], n["NodeManagerAddress"], dict(n["Resources"])) for n in living)
 
+    def check_room(self, who: str, each: Mapping[str, float]) -> None:
+        """Raises ShoalError unless some machine has what each of these asks for."""
+        if any(all(n <= node.resources.get(name, 0.0) for name, n in each.items()) for node in self.nodes()):
+            return
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+        raise ShoalError(
+            f"each {who} asks for {asked}, but no machine of the Ray at {self.address} has that: ask for "
+            f"less for each {who}"
+        )
+
     def close(self) -> None:
         """Let go of Ray. Closing twice does nothing the second time."""
         with _lock:

@@ -53,6 +53,7 @@ class WorkerActor:
         recipe: Recipe = unpack(luggage)
         import ray
 
+        from shoal.execution.cluster.memory import give_back
         from shoal.execution.cluster.session import process_identity
         from shoal.runtime import configure
 
@@ -61,6 +62,7 @@ class WorkerActor:
 
         self._worker = worker_of(Experiment.of(recipe, seed), manner, ray.get)
         self._worker.warm()  # a group that moves here after a loss shall not wait for the compiler
+        give_back()
         return process_identity()
 
     def collect(self, order: Order, params: Any, *what: Any) -> tuple[Any, ...]:

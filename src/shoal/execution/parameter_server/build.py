@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from shoal.errors import ShoalError
 from shoal.execution import Run, group_size
 from shoal.execution.cluster.inline import InlineFleet
+from shoal.execution.cluster.memory import give_back
 from shoal.execution.cluster.parcels import form_of
 from shoal.execution.cluster.pool import Limits, Pool
 from shoal.execution.cluster.shard_fleet import InlineShards, RayShards, ShardFleet
@@ -57,6 +57,7 @@ def start(on: ParameterServer, experiment: Experiment) -> Run:
         servers = Servers(fleet, shares, norms if waits else 0, jax.device_get(state), on.strikes)
         tasks.serve(servers)
         check(agent, shares, state)  # while workers and shards start
+        give_back()
         form = form_of(agent, spec, on.envs if waits else size)
         learner = ServerLearner(agent, shares, servers, pool, tasks, form, groups)
         if waits:
@@ -107,19 +108,12 @@ def _started(
         made = InlineShards(lambda number: shards.ParameterShard(agent, spec, envs, on.shards, number))
         return Pool(here, new, on.workers, limits), made
     from shoal.execution.cluster import session
-    from shoal.execution.cluster.fleet import Crew, Placement, RayFleet, listed
+    from shoal.execution.cluster.fleet import Crew, Placement, RayFleet
     from shoal.execution.cluster.luggage import pack
 
     joined = session.join(on.address, **on.needs())
     undo.callback(joined.close)
-    each = {"CPU": on.cpus, **on.resources}
-    if not any(
-        all(n <= node.resources.get(name, 0.0) for name, n in each.items()) for node in joined.nodes()
-    ):
-        raise ShoalError(
-            f"each worker asks for {listed(each)}, but no machine of the Ray at {joined.address} has that: "
-            "ask for less for each worker"
-        )
+    joined.check_room("worker", {"CPU": on.cpus, **on.resources})
     luggage = pack(recipe)
     crew = Crew(
         actor=WorkerActor,
