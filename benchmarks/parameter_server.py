@@ -2,12 +2,15 @@
 
     python benchmarks/parameter_server.py table [--workers 1,2,4,8] [--modes async,stale,sync] [--seconds 20]
     python benchmarks/parameter_server.py kills [--kills 20]
+    python benchmarks/parameter_server.py costs [--shards 1,2]
 
 `table`: A3C on CartPole-v1, 32 environments in 8 groups, so that the experiment is the same whatever number
 of workers there is. For each mode and number of workers: environment steps/s and gradients/s of the `seconds`
 after the first two iterations, the staleness that was measured, steps and seconds (without start-up) until
 the mean of the last 100 episodes is 475. Each run is a process of its own. `kills`: a shard of two is killed
-now and then; the seconds until it has all again.
+now and then; the seconds until it has all again. `costs`: milliseconds, by the size of the parameters, from a
+gradient that a worker has to the shards' step (push), from there to a worker's parameters (pull), and what
+Ray takes for a task that gets as many bytes from another process, and does nothing (raw).
 """
 
 from __future__ import annotations
@@ -107,6 +110,67 @@ def kills(count: int) -> None:
     print(f"95th percentile {late:.2f} s, longest {max(found):.2f} s")
 
 
+def costs(counts: list[int]) -> None:
+    import jax
+
+    from shoal import A3C
+    from shoal.execution.cluster import session
+    from shoal.execution.cluster.letters import opened, sealed
+    from shoal.execution.cluster.luggage import pack
+    from shoal.execution.cluster.shard_fleet import RayShards
+    from shoal.execution.parameter_server import shard
+    from shoal.execution.parameter_server.servers import Servers, Work
+    from shoal.execution.parameter_server.shares import Shares
+    from shoal.recipe import Recipe
+
+    joined = session.join(cpus=1)  # before Ray is imported, so that it is quiet
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Worker:
+        """Gives gradients, and takes parameters."""
+
+        def give(self, *sizes: int) -> Any:
+            parts = [sealed(np.full(size, 1e-3, np.float32)) for size in sizes]
+            return parts if len(parts) > 1 else parts[0]
+
+        def take(self, *slices: Any) -> int:
+            return sum(np.asarray(getattr(opened(one), "vector", one)).size for one in slices)
+
+    with joined:
+        workers: list[Any] = [Worker.remote(), Worker.remote()]  # type: ignore[attr-defined]
+        print("| shards | MB | push ms | pull ms | raw ms | load |\n|---|---|---|---|---|---|")
+        for count in counts:
+            for width in (64, 512, 1448, 2896):
+                recipe = Recipe(algorithm=A3C(hidden=(width, width)), env={"env": "CartPole-v1"})
+                spec, luggage = recipe.source().spec, pack(recipe)
+                agent = recipe.agent(spec)
+                shares = Shares.of(agent, count)
+                make = f"{shard.__name__}:{shard.shard_of.__name__}"
+                fleet = RayShards(make, lambda s, c=count, x=(luggage, spec): (*x, 1, c, s), 1)
+                servers = Servers(fleet, shares, 0, jax.device_get(agent.init(np.zeros(2, np.uint32))), 3)
+                step = shard.Step((shard.Push(np.float32(1), {}),), (1.0,))
+                sizes = [hi - lo for lo, hi in shares.bounds]
+                found: list[tuple[float, float, float]] = []
+                for n in range(12):
+                    parts = workers[0].give.options(num_returns=count).remote(*sizes)
+                    parts = parts if count > 1 else [parts]
+                    whole = workers[1].give.remote(shares.size)
+                    ray.wait([*parts, whole], num_returns=count + 1, fetch_local=False)
+                    begun = time.perf_counter()
+                    servers.advance([Work(step, (parts,))])
+                    made = time.perf_counter()
+                    ray.get(workers[0].take.remote(*servers.slices))
+                    had = time.perf_counter()
+                    ray.get(workers[0].take.remote(whole))
+                    if n > 1:
+                        found.append((made - begun, had - made, time.perf_counter() - had))
+                push, pull, raw = 1e3 * np.median(found, axis=0)
+                servers.close()
+                figures = f"{4e-6 * shares.size:.2f} | {push:.1f} | {pull:.1f} | {raw:.1f}"
+                print(f"| {count} | {figures} | {os.getloadavg()[0]:.1f} |", flush=True)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["one"]:
         mode, workers, seconds, seed = sys.argv[2:]
@@ -115,16 +179,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("table", "kills"))
+    parser.add_argument("what", choices=("table", "kills", "costs"))
     numbers: Callable[[str], list[int]] = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--workers", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--modes", type=lambda text: text.split(","), default=["async", "stale", "sync"])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--shards", type=numbers, default=[1, 2])
     given = parser.parse_args()
     if given.what == "kills":
         kills(given.kills)
+    elif given.what == "costs":
+        costs(given.shards)
     else:
         table(given.modes, given.workers, given.seconds, given.seed)
 
