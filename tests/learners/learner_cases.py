@@ -19,9 +19,9 @@ ENVS, SEED = 8, 3
 # SAC's activation is smooth: with relu, a unit at its kink may be on in one order of summing, and off in
 # another, and all that follows differs by more than rounding.
 CASES: dict[str, tuple[Any, str]] = {
-    "ppo": (PPO(rollout_length=16, epochs=2, minibatches=2, hidden=(16, 16)), "CartPole-v1"),
-    "impala": (IMPALA(rollout_length=16, hidden=(16, 16)), "CartPole-v1"),
-    "dqn": (DQN(learning_starts=50, batch_size=32, hidden=(16, 16)), "CartPole-v1"),
+    "ppo": (PPO(rollout_length=16, epochs=2, minibatches=2, hidden=(16,)), "CartPole-v1"),
+    "impala": (IMPALA(rollout_length=16, hidden=(16,)), "CartPole-v1"),
+    "dqn": (DQN(learning_starts=50, batch_size=32, hidden=(16,)), "CartPole-v1"),
     "sac": (
         SAC(learning_starts=50, batch_size=32, hidden=(16, 16), activation="tanh"),
         "Pendulum-v1",

@@ -138,6 +138,7 @@ class LearnerHere:
 
     def warm(self, form: Trajectory) -> None:
         do: Any = self._do
+        form = form if self._split is None else self._split.form(form)
         if isinstance(self._plan, OnPolicy):
             do.learn.lower(self._state, form, np.zeros(2, np.uint32)).compile()
         else:
