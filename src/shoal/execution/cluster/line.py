@@ -3,8 +3,8 @@
     stepper: Line.ask(row) --frame--> Caller, the actor's end;  Caller.answer --frame--> the stepper
 
 With a call through Ray for every row, a row of 4 CartPoles took 3.5 ms of processor time in all; with this it
-takes 1 ms. A frame is its length (4 bytes) and a pickle. Pickles are read from nobody who has not shown the run's
-token first, which only Ray carries.
+takes 1 ms. A frame is its length (4 bytes) and a pickle. Pickles are read from nobody who has not shown the
+run's token first, which only Ray carries.
 """
 
 from __future__ import annotations
