@@ -39,6 +39,7 @@ RAY = (
     "tests/cluster/test_invariance.py",
     "tests/cluster/test_session.py",
     "tests/cluster/test_trainer_cluster.py",
+    "tests/parameter_server/test_on_ray.py",
     "tests/learners/",
     "tests/parameter_server/",
 )
