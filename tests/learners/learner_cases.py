@@ -21,9 +21,9 @@ ENVS, SEED = 8, 3
 CASES: dict[str, tuple[Any, str]] = {
     "ppo": (PPO(rollout_length=16, epochs=2, minibatches=2, hidden=(16,)), "CartPole-v1"),
     "impala": (IMPALA(rollout_length=16, hidden=(16,)), "CartPole-v1"),
-    "dqn": (DQN(learning_starts=50, batch_size=32, hidden=(16,)), "CartPole-v1"),
+    "dqn": (DQN(rollout_length=4, learning_starts=50, batch_size=32, hidden=(16,)), "CartPole-v1"),
     "sac": (
-        SAC(learning_starts=50, batch_size=32, hidden=(16, 16), activation="tanh"),
+        SAC(rollout_length=1, learning_starts=50, batch_size=32, hidden=(16, 16), activation="tanh"),
         "Pendulum-v1",
     ),
 }
