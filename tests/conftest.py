@@ -14,11 +14,13 @@ import pytest
 # Before JAX starts, and inherited by the processes that tests start.
 os.environ.setdefault("SHOAL_CACHE", str(Path(tempfile.gettempdir()) / f"shoal-test-cache-{os.getuid()}"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Nobody looks at the lines that a program comes from; noting them is a tenth of the time without compiling.
+# Nobody looks at the lines that a program comes from.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Ray decides once for each process whether it wants tokens: one that had a Ray of its own, which
 # wants them where ~/.ray/auth_token is, could not use a cluster without.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# Ray runs workers at nice 15: those of clusters that tests start would starve beside the tests that compute.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (as Ray reads it)
 
 from compiling import hurry
 

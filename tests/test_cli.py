@@ -290,7 +290,7 @@ class TestTheProgram:
     def test_where_a_run_goes_on(self) -> None:
         def moved(was: dict[str, object], *flags: str) -> object:
             parsed = cli_options.parse(cli_options.RESUME, ["RUN", *flags], "", "")
-            return cli_cluster.moved(parsed["cluster"], parsed["resume"].on, was)
+            return cli_cluster.moved(parsed["cluster"], parsed["server"], parsed["resume"].on, was)
 
         local = {"name": "local", "envs": 8, "groups": 4}
         cluster = {**local, "name": "cluster", "runners": 2, "address": "a:1"}
