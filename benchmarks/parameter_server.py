@@ -3,6 +3,7 @@
     python benchmarks/parameter_server.py table [--workers 1,2,4,8] [--modes async,stale,sync] [--seconds 20]
     python benchmarks/parameter_server.py kills [--kills 20]
     python benchmarks/parameter_server.py costs [--shards 1,2]
+    python benchmarks/parameter_server.py processor [--shards 1,2] [--seconds 20]
 
 `table`: A3C on CartPole-v1, 32 environments in 8 groups, so that the experiment is the same whatever number
 of workers there is. For each mode and number of workers: environment steps/s and gradients/s of the `seconds`
@@ -10,12 +11,14 @@ after the first two iterations, the staleness that was measured, steps and secon
 the mean of the last 100 episodes is 475. Each run is a process of its own. `kills`: a shard of two is killed
 now and then; the seconds until it has all again. `costs`: milliseconds, by the size of the parameters, from a
 gradient that a worker has to the shards' step (push), from there to a worker's parameters (pull), and what
-Ray takes for a task that gets as many bytes from another process, and does nothing (raw).
+Ray takes for a task that gets as many bytes from another process, and does nothing (raw). `processor`: the
+processor time that driver, shards and workers spend on each gradient of such a run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +175,51 @@ def costs(counts: list[int]) -> None:
                 print(f"| {count} | {figures} | {os.getloadavg()[0]:.1f} |", flush=True)
 
 
+def processor(counts: list[int], seconds: float) -> None:
+    """Processor time by role, for each gradient: what costs.toml wants, whoever else has the cores."""
+    from shoal import A3C, ParameterServer, Trainer
+
+    print("| shards | gradients | driver ms | each shard ms | workers ms | load |\n|---|---|---|---|---|---|")
+    for count in counts:
+        on = ParameterServer(workers=2, groups=8, envs=32, shards=count)
+        with Trainer(A3C(**SETTINGS), "CartPole-v1", seed=0, on=on, scale_rewards=True) as trainer:
+            for _ in range(20):
+                trainer.train()
+            before = after = trainer.train()
+            begun, spent = time.perf_counter(), _spent()
+            while time.perf_counter() - begun < seconds:
+                after = trainer.train()
+            used = {role: time - spent[role] for role, time in _spent().items()}
+        made = after["gradients/applied"] - before["gradients/applied"]
+        driver, shard, worker = (1e3 * used[role] / made for role in ("driver", "ShardActor", "WorkerActor"))
+        load = os.getloadavg()[0]
+        print(f"| {count} | {made:,.0f} | {driver:.2f} | {shard / count:.2f} | {worker:.2f} | {load:.1f} |")
+
+
+def _spent() -> dict[str, float]:
+    """Seconds of processor time so far: of this process, and of all actors of each kind below it."""
+    found = {"driver": time.process_time(), "ShardActor": 0.0, "WorkerActor": 0.0}
+    parents: dict[int, int] = {}
+    fields: dict[int, list[str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[int(entry.name)][1])
+    for pid in parents:
+        above = pid
+        while above in parents and above != os.getpid():
+            above = parents[above]
+        if above != os.getpid() or pid == above:
+            continue
+        with contextlib.suppress(OSError):
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+            for role in ("ShardActor", "WorkerActor"):
+                if title.startswith(f"ray::{role}".encode()):
+                    found[role] += sum(map(int, fields[pid][11:13])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
 def main() -> None:
     if sys.argv[1:2] == ["one"]:
         mode, workers, seconds, seed = sys.argv[2:]
@@ -179,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("table", "kills", "costs"))
+    parser.add_argument("what", choices=("table", "kills", "costs", "processor"))
     numbers: Callable[[str], list[int]] = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--workers", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--modes", type=lambda text: text.split(","), default=["async", "stale", "sync"])
@@ -192,6 +241,8 @@ def main() -> None:
         kills(given.kills)
     elif given.what == "costs":
         costs(given.shards)
+    elif given.what == "processor":
+        processor(given.shards, given.seconds)
     else:
         table(given.modes, given.workers, given.seconds, given.seed)
 
