@@ -143,11 +143,7 @@ class Cluster:
 
     def evaluator(self, experiment: Experiment) -> Evaluator:
         """At most as many tasks at once as there are runners."""
-        from shoal.execution.cluster.evaluations import InlineEvaluator, RayEvaluator
-
-        if self.inline:
-            return InlineEvaluator(experiment)
-        return RayEvaluator(experiment.recipe, experiment.seed, self.at_first)
+        return evaluator_of(experiment, self.inline, self.at_first)
 
     def needs(self) -> dict[str, Any]:
         """What the run asks of Ray in all, GPUs excepted: arguments of `session.join`."""
@@ -170,3 +166,10 @@ def begun_for(address: str | None, inline: bool, needs: Mapping[str, Any]) -> It
         yield
     finally:
         session.release()
+
+
+def evaluator_of(experiment: Experiment, inline: bool, tasks: int) -> Evaluator:
+    """Who plays evaluations: at most so many tasks at once, or this process."""
+    from shoal.execution.cluster.evaluations import InlineEvaluator, RayEvaluator
+
+    return InlineEvaluator(experiment) if inline else RayEvaluator(experiment.recipe, experiment.seed, tasks)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shoal.checks import at_least
 from shoal.errors import ShoalError, did_you_mean
 from shoal.execution import group_size
-from shoal.execution.cluster import STRATEGIES, begun_for
+from shoal.execution.cluster import STRATEGIES, begun_for, evaluator_of
 
 if TYPE_CHECKING:
     from shoal.execution import Evaluator, Run
@@ -92,11 +92,7 @@ class ParameterServer:
 
     def evaluator(self, experiment: Experiment) -> Evaluator:
         """At most as many tasks at once as there are workers."""
-        from shoal.execution.cluster.evaluations import InlineEvaluator, RayEvaluator
-
-        if self.inline:
-            return InlineEvaluator(experiment)
-        return RayEvaluator(experiment.recipe, experiment.seed, self.workers)
+        return evaluator_of(experiment, self.inline, self.workers)
 
     def needs(self) -> dict[str, Any]:
         """What the run asks of Ray in all: arguments of `session.join`."""
