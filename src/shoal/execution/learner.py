@@ -13,6 +13,7 @@ import numpy as np
 
 from shoal.counters import value
 from shoal.memo import remembered
+from shoal.runtime import jit_once
 from shoal.types import Agent, Array, Draws, Key, Metrics, OnPolicy, Params, Plan, State, Trajectory, Update
 
 if TYPE_CHECKING:
@@ -117,7 +118,10 @@ class LearnerHere:
     def new(agent: Agent, key: Key, split: Split | None = None) -> LearnerHere:
         """With a State of its own, from this key."""
         functions = Functions.of(agent)
-        functions = Functions(*map(jax.jit, functions)) if split is None else split.compiled(functions)
+        if split is None:
+            functions = Functions(*map(jax.jit, functions))._replace(init=jit_once(functions.init))
+        else:
+            functions = split.compiled(functions)
         return LearnerHere(agent.plan, functions, functions.init(key), split)
 
     @property

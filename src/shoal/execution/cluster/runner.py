@@ -68,12 +68,18 @@ class EnvRunner:
     def begin(self, luggage: Luggage, seed: int, size: int, sharded: bool = False) -> Any:
         """Build the agent. luggage: the Recipe. sharded: fragments go to replay shards. Returns the identity
         of this process (see `session.process_identity`)."""
-        recipe: Recipe = unpack(luggage)
+        from shoal.execution.cluster.memory import settling
+
+        with settling():
+            self._collector = self._built(unpack(luggage), seed, size, sharded)
         from shoal.execution.cluster.session import process_identity
-        from shoal.runtime import configure
+
+        return process_identity()
+
+    def _built(self, recipe: Recipe, seed: int, size: int, sharded: bool) -> Collector:
+        from shoal.runtime import configure, one_compiles
 
         configure(recipe.threads)
-        from shoal.execution.cluster.memory import give_back
         from shoal.execution.host import Host
         from shoal.recipe import Experiment
 
@@ -84,10 +90,9 @@ class EnvRunner:
             parcel = parcels.parcel(experiment.agent, experiment.source.spec, size)
         host = Host(experiment, size)
         self._sealed = parcel is None  # replay shards take what is theirs as it is
-        host.warm()  # a group that moves here after a loss shall not wait for the compiler
-        give_back()
-        self._collector = Collector(host, parcel)
-        return process_identity()
+        with one_compiles():
+            host.warm()  # a group that moves here after a loss shall not wait for the compiler
+        return Collector(host, parcel)
 
     def collect(self, order: Order, params: Any) -> tuple[Any, Any]:
         report, trajectory = self.follow(order, params)

@@ -50,20 +50,26 @@ class WorkerActor:
 
     def begin(self, luggage: Luggage, seed: int, manner: Manner) -> Any:
         """luggage: the Recipe. Returns the identity of this process (see `session.process_identity`)."""
-        recipe: Recipe = unpack(luggage)
+        from shoal.execution.cluster.memory import settling
+
+        with settling():
+            self._worker = self._built(unpack(luggage), seed, manner)
+        from shoal.execution.cluster.session import process_identity
+
+        return process_identity()
+
+    def _built(self, recipe: Recipe, seed: int, manner: Manner) -> GradientWorker:
         import ray
 
-        from shoal.execution.cluster.memory import give_back
-        from shoal.execution.cluster.session import process_identity
-        from shoal.runtime import configure
+        from shoal.runtime import configure, one_compiles
 
         configure(recipe.threads)
         from shoal.recipe import Experiment
 
-        self._worker = worker_of(Experiment.of(recipe, seed), manner, ray.get)
-        self._worker.warm()  # a group that moves here after a loss shall not wait for the compiler
-        give_back()
-        return process_identity()
+        worker = worker_of(Experiment.of(recipe, seed), manner, ray.get)
+        with one_compiles():
+            worker.warm()  # a group that moves here after a loss shall not wait for the compiler
+        return worker
 
     def collect(self, order: Order, params: Any, *what: Any) -> tuple[Any, ...]:
         report, whole, *packed = self._worker.collect(order, params, *map(opened, what))

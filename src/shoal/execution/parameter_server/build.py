@@ -26,6 +26,7 @@ from shoal.execution.parameter_server.tasks import Tasks
 from shoal.execution.parameter_server.work import plan_of
 from shoal.keys import key_for
 from shoal.recipe import Experiment
+from shoal.runtime import jit_once
 from shoal.types import OnPolicy, Replay
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def start(on: ParameterServer, experiment: Experiment) -> Run:
     try:
         pool, fleet = _started(on, experiment, manner, tasks, undo)
         undo.callback(fleet.close)
-        state = jax.jit(agent.init)(key_for(experiment.seed, "init"))
+        state = jit_once(agent.init)(key_for(experiment.seed, "init"))
         servers = Servers(fleet, shares, norms if waits else 0, jax.device_get(state), on.strikes)
         tasks.serve(servers)
         check(agent, shares, state)  # while workers and shards start
