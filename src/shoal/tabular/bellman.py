@@ -31,7 +31,7 @@ def v_from_q(q: np.ndarray, policy: np.ndarray | None = None) -> np.ndarray:
     """The mean of Q over the policy's actions, or its maximum where no policy is given: [S]."""
     if policy is None:
         # Column by column: a reduction over an axis as short as A is several times slower.
-        return functools.reduce(np.maximum, q.T)
+        return functools.reduce(np.maximum, q.T) if q.shape[1] > 1 else q[:, 0].copy()
     policy = np.asarray(policy)
     if policy.ndim == 1:
         return np.take_along_axis(q, policy[:, None], axis=1)[:, 0]

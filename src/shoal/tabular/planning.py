@@ -16,6 +16,7 @@ from shoal.errors import ShoalError, did_you_mean
 from shoal.tabular.bellman import checked, evaluate, greedy, q_from_v, v_from_q
 from shoal.tabular.mdp import MDP
 from shoal.tabular.structure import never_ending, proper_policy
+from shoal.tabular.sweeping import Sweeps
 
 _EPS = float(np.finfo(np.float64).eps)
 _MOST = 1_000_000  # iterations, beyond which something is wrong
@@ -74,25 +75,21 @@ def value_iteration(mdp: MDP, tolerance: float = 1e-6, *, max_iterations: int = 
             "take policy iteration, or gamma < 1"
         )
     factor, rounding = np.asarray(ahead - 1.0), _rounding(mdp) * float(np.max(ahead))
-    v, half = np.zeros(mdp.states), np.inf
+    sweep, half = Sweeps(mdp), np.inf
     for iteration in range(1, max_iterations + 1):
-        q = q_from_v(mdp, v)
-        new = v_from_q(q)
-        change = new - v
-        low, high = change.min(), change.max()
+        low, high, largest = sweep()
         half = float(factor.max()) * (high - low) / 2
-        noise = rounding * max(float(np.abs(new).max()), _EPS)
+        noise = rounding * max(largest, _EPS)
         if noise > tolerance:
             raise ShoalError(
                 f"tolerance={tolerance:g} is finer than rounding, about {noise:.1e} here: take a larger one"
             )
         if half + noise <= tolerance:
-            value = np.where(mdp.terminal, 0.0, new + factor * (high + low) / 2)
-            policy = greedy(q)  # of the sweep that the bounds are about
+            value = np.where(mdp.terminal, 0.0, sweep.value + factor * (high + low) / 2)
+            policy = greedy(sweep.q)  # of the sweep that the bounds are about
             return _solution(
                 mdp, value, q_from_v(mdp, value), policy, half + noise, iteration, "value-iteration"
             )
-        v = new
     raise ShoalError(
         f"value iteration is not done after {max_iterations} sweeps; the error may be {half:.1e}"
     )
