@@ -21,6 +21,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from shoal.sharding import over_rows
 from shoal.types import Array
 
 
@@ -158,11 +159,10 @@ def explained_variance(value: Array, target: Array, weight: Array) -> jax.Array:
 
     0 where the targets do not vary.
     """
-    total = jnp.maximum(weight.sum(), 1e-8)
-
-    def variance(x: Array) -> jax.Array:
-        mean = (x * weight).sum() / total
-        return (jnp.square(x - mean) * weight).sum() / total
-
-    spread = variance(target)
-    return jnp.where(spread > 1e-12, 1 - variance(target - value) / jnp.maximum(spread, 1e-12), 0.0)
+    both = target, target - value
+    count, *sums = over_rows(weight.sum(), *((x * weight).sum() for x in both))
+    total = jnp.maximum(count, 1e-8)
+    from_mean = [x - sum_ / total for x, sum_ in zip(both, sums, strict=True)]
+    squares = over_rows(*((jnp.square(x) * weight).sum() for x in from_mean))
+    spread, left = (square / total for square in squares)
+    return jnp.where(spread > 1e-12, 1 - left / jnp.maximum(spread, 1e-12), 0.0)

@@ -19,8 +19,10 @@ from shoal.checks import divides
 from shoal.counters import add, zero
 from shoal.keys import fold, permutation
 from shoal.norms import global_norm
-from shoal.sharding import split, whole
+from shoal.sharding import added_up, split, whole
 from shoal.types import Array, Batch, Gradient, Key, Metrics, Params, State, Trajectory, Update
+
+NORM = "loss/gradient_norm"
 
 
 def learner(
@@ -40,7 +42,8 @@ def learner(
         rows = split(batch.rows, 1) if batch.index is None else whole(batch.rows)
 
         def step(state: State, number: Array) -> tuple[State, Gradient]:
-            gradient = grads(state, rows_of(batch._replace(rows=rows), number), fold(key, 1, number))
+            minibatch = rows_of(batch._replace(rows=rows), number)
+            gradient = with_norm(added_up(grads, state, minibatch, fold(key, 1, number)))
             return apply(state, gradient), gradient._replace(sum=())
 
         state, seen = _each(step, state, batch)
@@ -101,8 +104,15 @@ def gradient_of(
     Adds "loss/gradient_norm", the norm of this minibatch's mean gradient before clipping.
     """
     total, (weight, metrics) = jax.grad(loss, has_aux=True)(params, minibatch)
-    norm = optax.tree.norm(total)  # of the sum, so already a sum over the weight
-    return Gradient(total, weight, {**metrics, "loss/gradient_norm": norm})
+    return with_norm(Gradient(total, weight, {**metrics, NORM: jnp.float32(0)}))
+
+
+def with_norm(gradient: Gradient) -> Gradient:
+    """With its norm, where its metrics tell of one: that of added parts is not the sum of theirs."""
+    if NORM not in gradient.metrics:
+        return gradient
+    norm = optax.tree.norm(gradient.sum)  # of the sum, so already a sum over the weight
+    return gradient._replace(metrics={**gradient.metrics, NORM: norm})
 
 
 def mean_gradient(gradient: Gradient) -> Params:

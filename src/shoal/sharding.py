@@ -4,25 +4,27 @@ A `Mesh` has two axes: `data`, over which the rows of a minibatch are split, and
 parameters and the optimizer's state are split by rules. What an update computes stays the same: XLA's
 partitioner divides the program and puts in the sums over devices, so that a mean is the mean over all rows
 and a norm the norm over all parameters, to rounding. `sgd.learner` says where a minibatch begins
-(`split`, `whole`); no algorithm knows of it.
+(`split`, `whole`) and where its gradient is added up (`added_up`); no algorithm knows of it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shoal.errors import ShoalError
 from shoal.mesh import DATA, MODEL, Axes, Mesh
-from shoal.types import Draws, Trajectory
+from shoal.types import Array, Draws, Gradient, Key, State, Trajectory
 
 
 def on_devices(mesh: Mesh, devices: Sequence[Any]) -> jax.sharding.Mesh:
@@ -177,6 +179,57 @@ def split(tree: Any, axis: int) -> Any:
 def whole(tree: Any) -> Any:
     """On every device, so that any of its rows can be taken without an exchange."""
     return _constrained(tree, PartitionSpec())
+
+
+LARGE = 1 << 20  # bytes of a leaf that is sent by itself: to lay it beside others would take longer
+_in_part: ContextVar[bool] = ContextVar("in_part", default=False)
+
+
+def added_up(grads: Callable[[State, Any, Key], Gradient], state: State, rows: Any, key: Key) -> Gradient:
+    """`grads` of all rows of a minibatch, which lie over "data".
+
+    Where the model is whole, each device computes the gradient of its own rows, and what are sums over rows
+    is added up in one exchange. XLA's partitioner would add up each leaf by itself: on CPUs an exchange for
+    every leaf, which with small networks is nearly all that an update takes.
+    """
+    devices = _devices.get()
+    if devices is None or devices.shape[DATA] == 1 or devices.shape[MODEL] > 1:
+        return grads(state, rows, key)
+
+    def of_part(state: State, rows: Any, key: Key) -> Gradient:
+        token = _in_part.set(True)
+        try:
+            part = grads(state, rows, key)
+        finally:
+            _in_part.reset(token)
+        total, weight, metrics = _over_data((part.sum, part.weight, part.metrics))
+        return Gradient(total, weight, metrics, part.priorities)
+
+    everywhere: Any = PartitionSpec()
+    divided: Any = PartitionSpec(DATA)
+    return jax.shard_map(
+        of_part,
+        mesh=devices,
+        in_specs=(everywhere, divided, everywhere),
+        out_specs=Gradient(everywhere, everywhere, everywhere, divided),
+        check_vma=False,  # else a gradient would be added up leaf by leaf where it is taken
+    )(state, rows, key)
+
+
+def over_rows(*sums: Array) -> Sequence[Array]:
+    """What are sums over the rows that are here, as sums over all rows of a minibatch: float32 [] each."""
+    return tuple(jax.lax.psum(jnp.stack(sums), DATA)) if _in_part.get() else sums
+
+
+def _over_data(tree: Any) -> Any:
+    """Added up over "data": small leaves in one exchange, beside each other."""
+    leaves, structure = jax.tree.flatten(tree)
+    large = [i for i, x in enumerate(leaves) if x.size * x.dtype.itemsize >= LARGE]
+    small, apart = ravel_pytree([x for i, x in enumerate(leaves) if i not in large])
+    whole = jax.lax.psum([small, *(leaves[i] for i in large)], DATA)
+    rest = iter(apart(whole[0]))
+    found = dict(zip(large, whole[1:], strict=True))
+    return structure.unflatten([found[i] if i in found else next(rest) for i in range(len(leaves))])
 
 
 def _constrained(tree: Any, spec: PartitionSpec) -> Any:

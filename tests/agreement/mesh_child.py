@@ -72,8 +72,9 @@ def trained(where: type, name: str, mesh: Mesh | None, attempt: int = 0) -> tupl
     run = where(envs=8, groups=2 if where is Local else 1, mesh=mesh).start(experiment(name, where))
     try:
         metrics = [dict(run.iterate().metrics) for _ in range(ITERATIONS[where].get(name, 8))]
-        programs = [run._iterate] if where is Compiled else run.learner._do[1:]
-        assert max(program._cache_size() for program in programs) == 1  # what lies where stays so
+        if mesh is not None:  # else some programs are those of other algorithms too
+            programs = [run._iterate] if where is Compiled else run.learner._do[1:]
+            assert max(program._cache_size() for program in programs) == 1  # what lies where stays so
         return jax.device_get(run.learner.state), metrics
     finally:
         run.close()
@@ -140,6 +141,25 @@ def divided(name: str, mesh: Mesh) -> dict[str, Any]:
         "whole": sum(leaf.bytes for leaf in leaves),
         "kernels_gathered": sorted(set(whole) & set(gathered)),
         "all_reduces": text.count(" all-reduce("),
+    }
+
+
+def exchanges(name: str, mesh: Mesh) -> dict[str, Any]:
+    """Of the loop over minibatches: how many arrays are added up over devices in each turn. On CPUs each of
+    them is an exchange, also where XLA has several in one instruction."""
+    ex = experiment(name)
+    split = Split(mesh, jax.devices(), ex.agent)
+    state = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        jax.eval_shape(ex.agent.init, np.zeros(2, np.uint32)),
+        split.state,
+    )
+    form = split.form(fragment_form(ex.agent, ex.source.spec, 8))
+    text = split.jit(ex.agent.learn, None).lower(state, form, np.zeros(2, np.uint32)).compile().as_text()
+    added = re.findall(r"= (.*?) all-reduce(?:-start)?\(", text.partition("\nENTRY ")[0])
+    return {
+        "each": sum(len(re.findall(r"\w+\[", arrays)) for arrays in added),
+        "leaves": len(jax.tree.leaves(state.params)),
     }
 
 
@@ -231,6 +251,8 @@ def case(folder: Path, name: str) -> dict[str, Any]:
             return repeated(algorithm, MESHES[mesh])
         case "divided":
             return divided(algorithm, MESHES[mesh])
+        case "exchanges":
+            return exchanges(algorithm, MESHES[mesh])
         case "clip":
             return clip(MESHES[mesh])
         case "moved":

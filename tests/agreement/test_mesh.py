@@ -19,9 +19,10 @@ CHILD = Path(__file__).with_name("mesh_child.py")
 MESHES = ("data=2", "data=4", "model=2", "model=4", "2x2")
 
 FAST = {
-    "same": ["local/ppo/2x2", "local/sac/model=2", "compiled/ppo/2x2"],
+    "same": ["local/ppo/2x2", "local/sac/model=2", "compiled/ppo/2x2", "compiled/sac/data=2"],
     "repeated": ["repeated/ppo/2x2"],
     "divided": ["divided/ppo/2x2"],
+    "exchanges": ["exchanges/ppo/data=2"],
     "clip": ["clip//model=2"],
     "moved": ["moved/ppo/local"],
     "resumed": ["resumed"],
@@ -30,12 +31,17 @@ EVERY = {
     "same": [
         *(f"local/{name}/{mesh}" for name in ("ppo", "impala", "dqn", "sac") for mesh in MESHES),
         *(f"local/ppo-memory/{mesh}" for mesh in ("data=4", "2x2")),
-        *(f"compiled/{name}/{mesh}" for name in ("ppo", "ppo-memory", "impala", "dqn") for mesh in MESHES),
+        *(
+            f"compiled/{name}/{mesh}"
+            for name in ("ppo", "ppo-memory", "impala", "dqn", "sac")
+            for mesh in MESHES
+        ),
     ],
     "repeated": [f"repeated/{name}/2x2" for name in ("impala", "dqn", "sac")],
     "divided": [
         f"divided/{name}/{mesh}" for name in ("ppo", "ppo-memory") for mesh in ("model=2", "model=4")
     ],
+    "exchanges": ["exchanges/ppo-memory/data=4"],
     "clip": ["clip//2x2", "clip//model=4"],
     "moved": ["moved/dqn/compiled", "moved/ppo/compiled", "moved/dqn/local"],
     "resumed": [],
@@ -103,6 +109,13 @@ def test_what_a_device_holds_is_its_part(request: Any, where: str, case: str) ->
     parts = 4 if case.endswith("model=4") else 2
     assert found["expected"] < 1.1 * found["whole"] / parts
     assert not found["kernels_gathered"] and found["all_reduces"]
+
+
+@cases("exchanges")
+def test_a_gradient_is_one_exchange(request: Any, where: str, case: str) -> None:
+    """And what explained variance needs in the whole minibatch are two, where each leaf could be one."""
+    found = result(request, where, case)
+    assert 1 <= found["each"] <= 3 < found["leaves"]
 
 
 @cases("clip")

@@ -23,7 +23,14 @@ CASES: dict[str, tuple[Any, str]] = {
     "impala": (IMPALA(rollout_length=16, hidden=(16,)), "CartPole-v1"),
     "dqn": (DQN(rollout_length=4, learning_starts=50, batch_size=32, hidden=(16,)), "CartPole-v1"),
     "sac": (
-        SAC(rollout_length=1, learning_starts=50, batch_size=32, hidden=(16, 16), activation="tanh"),
+        SAC(
+            rollout_length=1,
+            train_every=4,
+            learning_starts=50,
+            batch_size=32,
+            hidden=(16, 16),
+            activation="tanh",
+        ),
         "Pendulum-v1",
     ),
 }
