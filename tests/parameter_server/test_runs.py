@@ -69,6 +69,18 @@ def test_synchronous_is_the_single_process(name: str) -> None:
         assert trained(name, on)[1] == print_of_two
 
 
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_the_norm_that_is_told_is_the_whole_gradients(name: str) -> None:
+    algorithm, env = CASES[name]
+    told = []
+    for on in (Local(envs=8, groups=4), INLINE):
+        with Trainer(algorithm, env, on=on) as trainer:
+            results = [trainer.train() for _ in range(4)]
+        told.append([x["loss/gradient_norm"] for x in results if "loss/gradient_norm" in x])
+    assert len(told[0]) > 1
+    np.testing.assert_allclose(told[1], told[0], rtol=1e-4)
+
+
 def test_with_transforms_and_one_shard() -> None:
     how = {"normalize_observations": True, "scale_rewards": True}
     state, _ = trained("ppo", ParameterServer(**{**INLINE.__dict__, "shards": 1}), 10, **how)

@@ -27,16 +27,19 @@ from shoal.execution.parameter_server.shard import Step
 from shoal.execution.parameter_server.shares import Shares
 from shoal.execution.parameter_server.tasks import Tasks
 from shoal.execution.parameter_server.worker import Computed, Part, Source
+from shoal.sgd import NORM
 from shoal.types import Agent, Batch, Draws, Key, OnPolicy, Params, State, Trajectory
 
 
 class _Update(NamedTuple):
-    """An update under way. source: a handle. found: of each minibatch with which a step was made."""
+    """An update under way. source: a handle. found: of each minibatch with which a step was made. norms: of
+    their gradients' sums; none where a minibatch is one part."""
 
     key: np.ndarray
     number: int
     source: Any
     found: list[list[Computed]]
+    norms: list[float]
 
 
 class ServerLearner:
@@ -88,17 +91,18 @@ class ServerLearner:
         if not self._is_under_way(key):
             put = self._servers.put
             source = put(Source(put(sealed(experience)), self._servers.slices, np.asarray(key)))
-            self._update = _Update(np.asarray(key), next(self._updates), source, [])
+            self._update = _Update(np.asarray(key), next(self._updates), source, [], [])
         assert self._update is not None
-        _, update, source, found = self._update
+        _, update, source, found, norms = self._update
         for k in range(len(found), steps):
             parts = self._computed(update, k, source)
             computed: list[Computed] = [part.report.seen for part in parts]
             step = Step(tuple(one.push for one in computed), seen=seen if k + 1 == steps else None)
-            self._servers.advance([Work(step, tuple(part.trajectory for part in parts))])
+            norms += self._servers.advance([Work(step, tuple(part.trajectory for part in parts))])
             found.append(computed)
         self._update = None
-        return Learned(_means([one for step in found for one in step]), _priorities(found, total, rows))
+        means = _means([one for step in found for one in step], norms)
+        return Learned(means, _priorities(found, total, rows))
 
     def observe(self, trajectory: Trajectory) -> None:
         self._servers.advance([Work(Step((), seen=self._seen(trajectory)))])
@@ -156,11 +160,13 @@ def check_parts(rows: int, groups: int) -> None:
         )
 
 
-def _means(computed: list[Computed]) -> dict[str, np.ndarray]:
-    """Metrics of all rows, and what a gradient took on its way."""
+def _means(computed: list[Computed], norms: list[float]) -> dict[str, np.ndarray]:
+    """Metrics of all rows, and what a gradient took on its way. norms: instead of those of the parts."""
     weight = max(sum(float(one.push.weight) for one in computed), 1e-8)
     names = computed[0].push.metrics if computed else ()
     sums = {name: sum(float(one.push.metrics[name]) for one in computed) for name in names}
+    if norms and NORM in sums:
+        sums[NORM] = sum(norms)
     means = {name: value / weight for name, value in sums.items()}
     means["gradients/bytes"] = sum(one.bytes for one in computed) / max(len(computed), 1)
     return {name: np.array(value, np.float32) for name, value in means.items()}

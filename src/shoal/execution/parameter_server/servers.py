@@ -130,8 +130,9 @@ class Servers:
 
     # -- steps -------------------------------------------------------------------------------------------
 
-    def advance(self, work: Sequence[Work]) -> None:
-        """Make these steps, in order; when this returns they count, and `slices` are of after them."""
+    def advance(self, work: Sequence[Work]) -> list[float]:
+        """Make these steps, in order; when this returns they count, and `slices` are of after them. Returns
+        the norm of the sum of the gradients for each step that has several."""
         self._ready()
         begun = self._clock()
         if self._norms:
@@ -148,6 +149,8 @@ class Servers:
         self._bytes += 4 * self._shares.size * sum(len(one.gradients) for one in work)
         if self.version - self._base_version >= self._every or self._bytes >= BYTES:
             self._set_base(self._each("save", lambda s: ()), self.version)
+        shares = zip(*(answer.squares for answer, _ in told), strict=True)
+        return [sqrt(sum(squares)) for squares in shares]
 
     def _with_norms(self, work: Work) -> Work:
         """The norms that the step takes, of all shards' squares, added up in their order."""
@@ -158,7 +161,7 @@ class Servers:
 
     def _take_told(self, answers: list[tuple[Told, Any]]) -> None:
         self._slices = tuple(published for _, published in answers)
-        self.version, self.env_steps = answers[0][0]
+        self.version, self.env_steps, _ = answers[0][0]
 
     def _set_base(self, parts: list[State], version: int) -> None:
         self._base, self._base_version = parts, version

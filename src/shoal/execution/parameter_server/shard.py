@@ -45,10 +45,12 @@ class Step(NamedTuple):
 
 
 class Told(NamedTuple):
-    """How far a shard is. version: steps that it has made."""
+    """How far a shard is. version: steps that it has made. squares: of each step with several gradients, the
+    squared norm of its share of their sum."""
 
     version: int
     env_steps: int
+    squares: tuple[float, ...] = ()
 
 
 class Functions(NamedTuple):
@@ -105,25 +107,27 @@ class ParameterShard:
         """Make steps, of which the first is number `version`. letter: these Steps. packed: the `Packed` of
         all pushes, in order. All these may be `sealed`, and the Slice that is given is."""
         assert version == self._version, f"step {version} came after {self._version}"
-        left, steps = iter(packed), opened(letter)
+        left, steps, squares = iter(packed), opened(letter), []
         for step in steps:
             if step.pushes:
                 vector, push = _sum(step.pushes, [next(left) for _ in step.pushes])
+                if len(step.pushes) > 1:  # else the worker knows
+                    squares.append(float(vector @ vector))
                 taken = [np.float32(norm) for norm in step.norms]
                 self._state = self._do.apply(self._now, vector, push, taken)
             if step.seen is not None:
                 self._state = self._do.observe(self._now, step.seen)
         self._version += len(steps)
-        return self._told()
+        return self._told(*squares)
 
     @property
     def _now(self) -> State:
         assert self._state is not None, "a shard begins with `load`"
         return self._state
 
-    def _told(self) -> tuple[Told, Any]:
+    def _told(self, *squares: float) -> tuple[Told, Any]:
         vector, rest = self._do.published(self._now)
-        told = Told(self._version, value(self._now.env_steps))
+        told = Told(self._version, value(self._now.env_steps), squares)
         return told, sealed(Slice(self._version, np.asarray(vector), [np.asarray(x) for x in rest]))
 
 

@@ -29,7 +29,7 @@ from shoal.execution.parameter_server.shares import Shares, Slice
 from shoal.keys import fold, key_for
 from shoal.memo import remembered
 from shoal.recipe import Experiment
-from shoal.sgd import rows_of
+from shoal.sgd import rows_of, with_norm
 from shoal.types import Agent, Array, Batch, Draws, Gradient, Key, Params, State
 
 
@@ -278,7 +278,7 @@ def gradient_of(agent: Agent, shares: Shares) -> Callable[..., tuple[list[Array]
                 return jax.lax.dynamic_slice_in_dim(x, part * size, size)
 
             rows = jax.tree.map(share, rows)
-        gradient = agent.grads(state, rows, key)
+        gradient = with_norm(agent.grads(state, rows, key))
         push = Push(gradient.weight, gradient.metrics)
         return shares.vectors(gradient.sum), push, gradient.priorities
 
