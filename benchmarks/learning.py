@@ -46,8 +46,9 @@ def tasks() -> dict[str, Task]:
 
 def from_case(name: str, case: Mapping[str, Any]) -> Task:
     """One case of learning.toml as a command line."""
-    flags = ["--envs", str(case["envs"])]
-    for setting, value in {**case.get("settings", {}), **case.get("trainer", {})}.items():
+    server = case.get("server", {})
+    flags = ["--envs", str(case["envs"]), *(("--on", "parameter-server") if server else ())]
+    for setting, value in {**server, **case.get("settings", {}), **case.get("trainer", {})}.items():
         flag = setting.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

@@ -29,7 +29,7 @@ class Case:
 
     target: the least mean return that counts as learned, of `judged` ("greedy" episodes afterwards, or the
     last 100 of "training"); the worst seed must reach it. settings: of the algorithm's dataclass; trainer: of
-    the Trainer; wrappers: names in WRAPPERS.
+    the Trainer; wrappers: names in WRAPPERS. server: of a ParameterServer to run on; none: Local.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Case:
     wrappers: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    server: Mapping[str, Any] = field(default_factory=dict)
 
 
 def cases(path: Path = SETTINGS) -> dict[str, Case]:
@@ -66,14 +67,15 @@ WRAPPERS = {"hide_velocities": hide_velocities}
 
 def trainer(case: Case, seed: int, run_dir: Path | None = None) -> Any:
     """The Trainer of a case, before its first step."""
-    from shoal import Local, Trainer, algorithms
+    from shoal import Local, ParameterServer, Trainer, algorithms
 
+    on = ParameterServer(envs=case.envs, **case.server) if case.server else Local(envs=case.envs)
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in case.settings.items()}
     return Trainer(
         algorithms.load(case.algorithm)(**settings),
         case.env,
         seed=seed,
-        on=Local(envs=case.envs),
+        on=on,
         wrappers=[WRAPPERS[name] for name in case.wrappers],
         run_dir=run_dir,
         **case.trainer,
@@ -84,7 +86,8 @@ def run(case: Case, seed: int, run_dir: Path | None = None) -> dict[str, Any]:
     """Train and evaluate: the figures of one run, as plain data.
 
     seconds: from before the imports to the last step. cpu_seconds: of the processor, which are fewer where
-    other programs run beside.
+    other programs run beside. steps_to_target: after which the last 100 training episodes first had the
+    target as their mean; None: never, or there is no run directory to tell.
     """
     begun, busy = time.perf_counter(), time.process_time()
     training = trainer(case, seed, run_dir)
@@ -98,6 +101,7 @@ def run(case: Case, seed: int, run_dir: Path | None = None) -> dict[str, Any]:
             "env_steps": last["env_steps"],
             "episodes": last["episodes"],
             "training_return": float(last["episode_return_mean"]),
+            "steps_to_target": None if run_dir is None else steps_to(case.target, run_dir),
             "greedy_return": statistics.fmean(returns),
             "greedy_min": min(returns),
             "greedy_max": max(returns),
@@ -111,6 +115,13 @@ def run(case: Case, seed: int, run_dir: Path | None = None) -> dict[str, Any]:
         }
     finally:
         training.close()
+
+
+def steps_to(target: float, run_dir: Path) -> int | None:
+    """Environment steps until the mean of 100 training episodes was `target`; None where it never was."""
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    full = (row for row in rows if row["episodes"] >= 100)
+    return next((row["env_steps"] for row in full if row["episode_return_mean"] >= target), None)
 
 
 def judged(case: Case, figures: Sequence[float]) -> float:
