@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -70,3 +72,32 @@ def test_what_is_compiled_quickly_begins_as_what_is_not() -> None:
     quickly, well = (jit(agent.init)(key_for(0, "init")) for jit in (jit_once, jax.jit))
     for one, other in zip(jax.tree.leaves(quickly), jax.tree.leaves(well), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+FORKING = """
+import os, threading
+import jax, numpy as np
+from shoal.runtime import jit_once, one_blas_thread
+
+def fork():
+    while True:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+
+matrix = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+qr = jax.jit(jax.numpy.linalg.qr)
+compiled = qr.lower(matrix).compile()
+threading.Thread(target=fork, daemon=True).start()
+jit_once(jax.numpy.linalg.qr)(matrix)
+with one_blas_thread():
+    for _ in range(200):
+        compiled(matrix)
+os._exit(0)
+"""
+
+
+def test_a_decomposition_ends_while_another_thread_forks() -> None:
+    """As Ray's start does beside the first parameters. With OpenBLAS's threads this hangs in a second."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True, timeout=120)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 from jax._src import xla_bridge  # no public way to ask whether JAX has started (jax-ml/jax 0.10)
@@ -91,9 +91,27 @@ def _use_cache(threads: int) -> None:
 
 def jit_once(function: Callable[P, R]) -> Callable[P, R]:
     """`jax.jit` of what is called once: compiling it well would take longer than it then runs. Its bits may
-    differ from `jax.jit`'s, so all that shall agree on them come by it."""
+    differ from `jax.jit`'s, so all that shall agree on them come by it. LAPACK runs in `one_blas_thread`."""
     hurried = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(function, compiler_options=hurried if jax.default_backend() == "cpu" else None)
+    jitted = jax.jit(function, compiler_options=hurried if jax.default_backend() == "cpu" else None)
+
+    def once(*args: P.args, **kwargs: P.kwargs) -> R:
+        compiled = jitted.lower(*args, **kwargs).compile()
+        with one_blas_thread():
+            return jax.block_until_ready(compiled(*args, **kwargs))
+
+    return once
+
+
+def one_blas_thread() -> Any:
+    """A context in which what JAX asks of LAPACK, a QR decomposition say, is done in the thread that asks.
+
+    OpenBLAS ends its threads when any thread forks, as Ray's start does in one beside this, and who waits for
+    one of them then waits for ever. To be entered once LAPACK is loaded, which lowering does.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
 
 
 @contextmanager

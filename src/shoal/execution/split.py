@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from shoal import sharding
 from shoal.errors import ShoalError
 from shoal.mesh import Mesh
+from shoal.runtime import one_blas_thread
 from shoal.types import Agent, Key, OnPolicy, Plan, State, Update
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class Split:
         programs = [self.jit(some(turn), [where[i] for i in turn]) for turn in turns]
 
         def made(key: Key) -> State:
-            return structure.unflatten([x for make in programs for x in jax.block_until_ready(make(key))])
+            compiled = [make.lower(key).compile() for make in programs]
+            with one_blas_thread():
+                return structure.unflatten([x for run in compiled for x in jax.block_until_ready(run(key))])
 
         return made
 
