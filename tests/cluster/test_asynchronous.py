@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compiling import hurry
 from killer import Killer
 
 from shoal import Cluster, Trainer
@@ -29,15 +28,6 @@ from shoal.recipe import Experiment, Recipe
 
 SMALL: dict[str, Any] = {"rollout_length": 8, "hidden": (8,)}
 GROUPS = 4
-
-
-@pytest.fixture
-def hurried() -> None:
-    """Nothing here depends on the bits, and compiling takes most of the time."""
-    hurry(True)
-
-
-in_a_hurry = pytest.mark.usefixtures("hurried")
 
 
 def started(staleness: int = 4, **on: Any) -> AsynchronousRun:
@@ -129,7 +119,6 @@ def check_seams(deliveries: Sequence[Delivery]) -> None:
         last[d.report.group] = d
 
 
-@in_a_hurry
 @pytest.mark.parametrize(("staleness", "per_update"), [(1, 1), (1, 4), (2, 3), (4, 2)])
 def test_the_account_balances_and_nothing_too_stale_is_learned_from(
     staleness: int, per_update: int, late: Random, joined: list[list[Any]]
@@ -157,7 +146,6 @@ def test_the_account_balances_and_nothing_too_stale_is_learned_from(
     run.close()
 
 
-@in_a_hurry
 def test_back_pressure_bounds_what_is_ordered() -> None:
     """A learner that takes nothing: runners stop, at what can be learned from within the bound."""
     run = started(staleness=2, per_update=2)
@@ -173,7 +161,6 @@ def test_back_pressure_bounds_what_is_ordered() -> None:
     run.close()
 
 
-@in_a_hurry
 def test_a_saved_run_goes_on_after_what_it_was_done_with(late: Random, joined: list[list[Any]]) -> None:
     run = started(staleness=1, per_update=3)
     trace = traced(run, joined)
@@ -199,7 +186,6 @@ def test_a_saved_run_goes_on_after_what_it_was_done_with(late: Random, joined: l
         other.close()
 
 
-@in_a_hurry
 @pytest.mark.parametrize("runners", [1, 4])
 def test_a_group_that_always_raises_is_given_up_and_the_others_go_on(
     runners: int, monkeypatch: pytest.MonkeyPatch, joined: list[list[Any]]
@@ -243,7 +229,6 @@ def test_a_group_that_always_raises_is_given_up_and_the_others_go_on(
 # On Ray
 
 
-@in_a_hurry
 def test_runners_do_not_wait_for_a_slow_learner_but_stay_within_the_bound() -> None:
     with Trainer(
         IMPALA(staleness=1, **SMALL), "CartPole-v1", on=Cluster(runners=2, envs=8, groups=4, cpus=0.5)
@@ -292,7 +277,7 @@ CARTPOLE = {
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CARTPOLE)
 def test_cartpole_is_solved_under_a_killer(name: str, seed: int) -> None:
-    """Every second a runner is killed, never the last one."""
+    """Every second a runner is killed, never the last one; at least three, however slowly others come."""
     algorithm, steps = CARTPOLE[name]
     on = Cluster(runners=2, groups=4, envs=32, cpus=0.5)
     worst, begun = 0.0, time.monotonic()
@@ -301,7 +286,8 @@ def test_cartpole_is_solved_under_a_killer(name: str, seed: int) -> None:
         assert isinstance(run, AsynchronousRun)
         fleet: Any = run._pool._fleet
         with Killer(fleet.identities, 1.0, seed) as killer:
-            while not trainer.reached(475.0) and trainer._progress.env_steps < steps:
+            done = lambda: trainer.reached(475.0) and len(killer.killed) >= 3  # noqa: E731
+            while not done() and trainer._progress.env_steps < steps:
                 worst = max(worst, trainer.train()["staleness/max"])
                 check_account(run)
         told, seconds = trainer.summary(), time.monotonic() - begun
@@ -309,4 +295,4 @@ def test_cartpole_is_solved_under_a_killer(name: str, seed: int) -> None:
         print(f"return {told['episode_return_mean']:.0f}, staleness {worst:.0f}, {run.account}")
         assert trainer.reached(475.0)
         assert worst <= algorithm.staleness
-        assert len(killer.killed) >= 3  # as often as there were two: a new one takes seconds
+        assert len(killer.killed) >= 3
