@@ -29,21 +29,19 @@ from shoal.runtime import configure
 configure(threads=1)
 gc.set_threshold(200_000, 20, 20)  # JAX makes many objects that stay, and each look at them all takes long
 
-# What runs here is compiled as it is for users: where bits of two programs or two processes are compared,
-# and where much is computed.
-AS_IN_USE = {"agreement", "cluster", "learning"}
+# What runs here is compiled as it is for users: where bits of two programs are compared, and where much is
+# computed, as in all long tests.
+AS_IN_USE = {"agreement", "learning"}
 
 # What starts a Ray, or has one for a module, and mostly waits: one worker has it all.
 RAY = (
-    "tests/cluster/test_again.py",
     "tests/cluster/test_bad_input.py",
     "tests/cluster/test_driver.py",
     "tests/cluster/test_invariance.py",
     "tests/cluster/test_session.py",
     "tests/cluster/test_trainer_cluster.py",
+    "tests/learners/test_learners.py",
     "tests/parameter_server/test_on_ray.py",
-    "tests/learners/",
-    "tests/parameter_server/",
 )
 LONG = ("tests/agreement/", "tests/chaos/", "tests/test_docs.py", "tests/test_every_space.py")
 TOGETHER = "tests/agreement/test_mesh.py"  # one process runs all of its cases
@@ -67,5 +65,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Compile in a hurry, unless the test's folder or a mark `as_in_use` asks for what users get."""
-    hurry(item.path.parent.name not in AS_IN_USE and item.get_closest_marker("as_in_use") is None)
+    """Compile in a hurry, unless the folder or a mark `as_in_use` or `slow` asks for what users get."""
+    marked = any(item.get_closest_marker(name) for name in ("as_in_use", "slow"))
+    hurry(not marked and item.path.parent.name not in AS_IN_USE)

@@ -478,7 +478,6 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
 
 
 class TestInterrupts:
-    @pytest.mark.as_in_use  # as in the other process
     def test_interrupted_and_resumed_is_as_if_never_stopped(self, tmp_path: Path) -> None:
         process = start(
             "train", "ppo", "CartPole-v1", "--steps", "100000000", "--run-dir", "cut", *TINY, cwd=tmp_path

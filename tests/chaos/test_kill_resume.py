@@ -49,7 +49,6 @@ def test_resume_is_exact(name: str, tmp_path: Path) -> None:
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
-@pytest.mark.as_in_use
 def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     """Nothing was saved yet: the resume begins anew, and ends the same."""
     case = CASES["ppo-compiled"]

@@ -15,7 +15,6 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from compiling import hurry
 from elsewhere import DRIVER, Nowhere, Once
 from test_session import HOST, descendants, gone, python, read
 
@@ -30,7 +29,6 @@ FLAGS = ("--rollout-length", "8", "--epochs", "1", "--minibatches", "1", "--hidd
 
 @pytest.fixture(autouse=True)
 def this_is_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(True)
     monkeypatch.setattr(fleet, "ROOM_SECONDS", 2.0)
     monkeypatch.setattr(fleet, "PLACE_SECONDS", 2.0)
     monkeypatch.setenv(DRIVER, str(os.getpid()))

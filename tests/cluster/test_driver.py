@@ -22,7 +22,6 @@ STEPS = 4000
 SMALL: dict[str, Any] = {"hidden": (16,)}
 CASES: dict[str, dict[str, Any]] = {
     "ppo": {
-        # As in test_invariance: compiled once for both.
         "algorithm": PPO(rollout_length=16, epochs=1, minibatches=2, memory=8, **SMALL),
         "normalize_observations": True,
         "scale_rewards": True,

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from compiling import hurry
 
 from shoal import Cluster, ShoalError
 from shoal.algorithms.impala import IMPALA
@@ -90,7 +89,6 @@ def test_an_actor_is_killed_and_its_successor_hangs() -> None:
     from shoal.execution.cluster.fleet import Placement, RayFleet, steppers
     from shoal.execution.cluster.pool import Limits, Pool
 
-    hurry(True)  # no bits are compared
     made = experiment()
     with session.join(cpus=2):
         crew = steppers(made, SIZE, 1, 0.5, 0.0)

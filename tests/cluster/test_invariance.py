@@ -14,6 +14,8 @@ from slow import Slow
 from shoal import DQN, PPO, SAC, Cluster, Local, Trainer
 from shoal.execution.cluster import session
 
+pytestmark = pytest.mark.as_in_use
+
 # ruff: noqa: C408  (keyword arguments read better as dict(...))
 SMALL: dict[str, Any] = {"hidden": (16,)}
 PPO_SMALL: dict[str, Any] = {"rollout_length": 16, "epochs": 1, "minibatches": 2, **SMALL}

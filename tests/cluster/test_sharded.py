@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compiling import hurry
 
 from shoal import DQN, PPO, Cluster, Trainer
 from shoal.algorithms.dqn import ApexDQN
@@ -52,22 +51,12 @@ def started(algorithm: Any, env: str = "CartPole-v1", **on: Any) -> ShardedRun:
     return run
 
 
-@pytest.fixture
-def hurried() -> None:
-    """Nothing here depends on the bits, and compiling takes most of the time."""
-    hurry(True)
-
-
-in_a_hurry = pytest.mark.usefixtures("hurried")
-
-
 def check_account(run: ShardedRun) -> None:
     account = run.account
     assert account.delivered == account.inserted + account.dropped + account.lost + run.in_flight
     assert account.delivered == run._pool.counts.delivered
 
 
-@in_a_hurry
 def test_a_run_in_this_process_learns_and_keeps_the_ratio() -> None:
     on = Cluster(inline=True, runners=2, groups=4, envs=16, replay_shards=2)
     with Trainer(apex(), "CartPole-v1", seed=0, on=on) as trainer:
@@ -89,7 +78,6 @@ def test_a_run_in_this_process_learns_and_keeps_the_ratio() -> None:
         assert due - run._tolerance / 64 <= steps <= due
 
 
-@in_a_hurry
 def test_what_is_too_stale_is_dropped_and_counted() -> None:
     run = started(apex(learning_starts=10_000))
     for _ in range(4):
@@ -118,7 +106,6 @@ def test_only_what_observing_looks_at_goes_through_the_learner() -> None:
         assert not (seen.action or seen.version or seen.terminated or seen.extras["raw_action"])
 
 
-@in_a_hurry
 @pytest.mark.parametrize("how", [{"normalize": True}, {"scale": True}, {}])
 def test_observing_a_part_is_observing_the_whole(how: dict[str, Any]) -> None:
     import jax
@@ -141,7 +128,6 @@ def test_observing_a_part_is_observing_the_whole(how: dict[str, Any]) -> None:
     assert stored.priorities is None or (stored.priorities > 0).all()
 
 
-@in_a_hurry
 @pytest.mark.parametrize(
     "changes", [{"prioritized": False}, {"memory": 8, "burn_in": 4, "sequence_length": 12}]
 )
@@ -154,7 +140,6 @@ def test_other_replays_can_be_sharded_too(changes: dict[str, Any]) -> None:
     run.close()
 
 
-@in_a_hurry
 def test_a_run_goes_on_from_its_checkpoint_whatever_the_shards() -> None:
     algorithm = apex(capacity=600, learning_starts=100)
     run = started(algorithm)
@@ -212,7 +197,6 @@ def until(done: Callable[[], bool], run: Callable[[], Any], seconds: float = 120
         run()
 
 
-@in_a_hurry
 def test_training_goes_on_when_runners_and_shards_are_killed(tmp_path: Path) -> None:
     on = Cluster(runners=2, groups=4, envs=8, replay_shards=2)
     with Trainer(apex(learning_starts=200), "CartPole-v1", seed=0, on=on) as trainer:
