@@ -54,7 +54,14 @@ def name_of(page: Any) -> str:
     return str(page.relative_to(ROOT)) if isinstance(page, Path) else str(page)
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+# It compares the bits of two programs, Local's and Compiled's.
+AS_IN_USE = ROOT / "docs" / "design.md"
+PYTHON = [
+    pytest.param(page, marks=pytest.mark.as_in_use) if page == AS_IN_USE else page for page in WITH_PYTHON
+]
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=name_of)
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a page in order, in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
