@@ -19,7 +19,7 @@ CHILD = Path(__file__).with_name("mesh_child.py")
 MESHES = ("data=2", "data=4", "model=2", "model=4", "2x2")
 
 FAST = {
-    "same": ["local/ppo/2x2", "local/sac/model=2", "compiled/ppo/2x2", "compiled/sac/data=2"],
+    "same": ["local/ppo/2x2", "local/sac/model=2", "compiled/ppo/2x2"],
     "repeated": ["repeated/ppo/2x2"],
     "divided": ["divided/ppo/2x2"],
     "exchanges": ["exchanges/ppo/data=2"],
