@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from shoal.compiling import jit_once
 from shoal.counters import value
 from shoal.memo import remembered
-from shoal.runtime import jit_once
 from shoal.types import Agent, Array, Draws, Key, Metrics, OnPolicy, Params, Plan, State, Trajectory, Update
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from shoal import sharding
+from shoal.compiling import one_blas_thread
 from shoal.errors import ShoalError
 from shoal.mesh import Mesh
-from shoal.runtime import one_blas_thread
 from shoal.types import Agent, Key, OnPolicy, Plan, State, Update
 
 if TYPE_CHECKING:

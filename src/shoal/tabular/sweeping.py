@@ -37,13 +37,15 @@ class Sweeps:
         self.value = np.zeros(mdp.states)
         self.q = np.empty((mdp.states, mdp.actions))
         self._largest = 0.0
-        self._changed: np.ndarray | None = None  # states; None: any may have
+        self._changed: np.ndarray | None = None  # states; None: any may have, and in a dense MDP
         self._columns: Any = None  # the transitions, by where they lead
 
     def __call__(self) -> Change:
-        changed, mdp = self._changed, self._mdp
-        few = mdp.sparse and changed is not None and len(changed) <= _FEW * mdp.states
-        low, high = self._part(changed) if few and changed is not None else self._whole()
+        changed = self._changed
+        if changed is None or len(changed) > _FEW * self._mdp.states:
+            low, high = self._whole()
+        else:
+            low, high = self._part(changed)
         return Change(low, high, self._largest)
 
     def _whole(self) -> tuple[float, float]:

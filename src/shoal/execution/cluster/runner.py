@@ -77,7 +77,8 @@ class EnvRunner:
         return process_identity()
 
     def _built(self, recipe: Recipe, seed: int, size: int, sharded: bool) -> Collector:
-        from shoal.runtime import configure, one_compiles
+        from shoal.compiling import one_compiles
+        from shoal.runtime import configure
 
         configure(recipe.threads)
         from shoal.execution.host import Host

@@ -61,7 +61,8 @@ class WorkerActor:
     def _built(self, recipe: Recipe, seed: int, manner: Manner) -> GradientWorker:
         import ray
 
-        from shoal.runtime import configure, one_compiles
+        from shoal.compiling import one_compiles
+        from shoal.runtime import configure
 
         configure(recipe.threads)
         from shoal.recipe import Experiment

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from shoal.compiling import jit_once
 from shoal.execution import Run, group_size
 from shoal.execution.cluster.inline import InlineFleet
 from shoal.execution.cluster.memory import give_back
@@ -26,7 +27,6 @@ from shoal.execution.parameter_server.tasks import Tasks
 from shoal.execution.parameter_server.work import plan_of
 from shoal.keys import key_for
 from shoal.recipe import Experiment
-from shoal.runtime import jit_once
 from shoal.types import OnPolicy, Replay
 
 if TYPE_CHECKING:

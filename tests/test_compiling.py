@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from shoal import PPO
+from shoal.compiling import jit_once, one_compiles
 from shoal.keys import key_for
 from shoal.recipe import Experiment, Recipe
-from shoal.runtime import jit_once, one_compiles
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_is_compiled_quickly_begins_as_what_is_not() -> None:
 FORKING = """
 import os, threading
 import jax, numpy as np
-from shoal.runtime import jit_once, one_blas_thread
+from shoal.compiling import jit_once, one_blas_thread
 
 def fork():
     while True:
