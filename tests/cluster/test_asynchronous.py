@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from random import Random
 from typing import Any
 
@@ -21,6 +22,7 @@ from shoal.checkpoint import flatten
 from shoal.envs.errors import EnvError
 from shoal.execution.cluster import asynchronous
 from shoal.execution.cluster.asynchronous import AsynchronousRun
+from shoal.execution.cluster.flow import Flow
 from shoal.execution.cluster.inline import InlineFleet
 from shoal.execution.cluster.orders import Delivery, Ticket
 from shoal.execution.host import Host
@@ -144,6 +146,35 @@ def test_the_account_balances_and_nothing_too_stale_is_learned_from(
     assert run.account.dropped == sum(map(len, settled.values())) - len(trace.learned)
     assert run.account.dropped > 0  # the runner that answers seldom is overtaken
     run.close()
+
+
+def test_a_group_that_comes_late_is_not_ordered_from_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runners one is slower than the other: what waits at it behind another order comes too late."""
+    looks, slow, send, order = count(), [], InlineFleet.send, Flow.order
+
+    def sent(self: InlineFleet, runner: int, *args: Any) -> Ticket:
+        ticket = send(self, runner, *args)
+        if runner:
+            slow.append(ticket.report)
+        return ticket
+
+    def wait(self: InlineFleet, tickets: Sequence[Ticket], timeout: float) -> list[Ticket]:
+        look = next(looks)  # one runner answers every other time, the other every fifth
+        return [t for t in tickets if look % (5 if t.report in slow else 2) == 0]
+
+    def dropped() -> float:
+        run = started(staleness=4, per_update=1, groups=2, runners=2, envs=4)
+        while run.account.delivered < 500:
+            run.iterate()
+        share = run.account.dropped / run.account.delivered
+        run.close()
+        return share
+
+    monkeypatch.setattr(InlineFleet, "send", sent)
+    monkeypatch.setattr(InlineFleet, "wait", wait)
+    with_regard = dropped()
+    monkeypatch.setattr(Flow, "order", lambda self, room, owed, singly: order(self, room, owed))
+    assert 5 * with_regard < dropped()
 
 
 def test_back_pressure_bounds_what_is_ordered() -> None:

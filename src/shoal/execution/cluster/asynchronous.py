@@ -68,6 +68,7 @@ class AsynchronousRun:
         self._queue: deque[Delivery] = deque()
         self.account = Account()
         self._published = False
+        self._late: set[int] = set()  # groups whose fragments come as stale as may be, or staler
 
     def iterate(self) -> Iteration:
         """Updates until as many fragments as there are groups have been learned from or dropped."""
@@ -90,12 +91,12 @@ class AsynchronousRun:
             )
             updates.append(jax.device_get(metrics))
             learning += perf_counter() - at
-            stale += [self._version - d.report.version for d in batch]
+            stale += [self._staleness_of(d) for d in batch]
+            self._done(batch)
             self._version += 1
             self._published = False
             self.account.learned += len(batch)
             taken += batch
-            self._flow.settle(d.report for d in batch)
         seconds = perf_counter() - begun
         news = news_of(self.learner)
         figures = {**self._pool.figures(), **news.figures}
@@ -120,7 +121,7 @@ class AsynchronousRun:
         """Order what may be ordered, and take in what has arrived; wait only where there is nothing to do."""
         owed = sum(map(self._pool.owed, self._flow.groups()))
         room = self._per_update * (self._staleness + 1) - len(self._queue) - owed
-        self._flow.order(room, self._pool.owed)
+        self._flow.order(room, self._pool.owed, self._late)
         enough = len(self._queue) >= self._per_update
         arrived = self._pool.deliveries(0.0 if enough else WAIT_SECONDS)
         self._queue.extend(arrived)
@@ -128,12 +129,26 @@ class AsynchronousRun:
 
     def _drop_stale(self) -> list[Delivery]:
         """Take out of the queue what is staler than the plan allows."""
-        old = [d for d in self._queue if self._version - d.report.version > self._staleness]
+        old = [d for d in self._queue if self._staleness_of(d) > self._staleness]
         if old:
-            self._queue = deque(d for d in self._queue if self._version - d.report.version <= self._staleness)
+            self._queue = deque(d for d in self._queue if self._staleness_of(d) <= self._staleness)
             self.account.dropped += len(old)
-            self._flow.settle(d.report for d in old)
+            self._done(old)
         return old
+
+    def _staleness_of(self, delivery: Delivery) -> int:
+        """If it were learned from now."""
+        return self._version - delivery.report.version
+
+    def _done(self, deliveries: list[Delivery]) -> None:
+        """These are learned from or dropped. A fragment that waits behind another of its runner becomes about
+        twice as stale as one that does not: a slow runner's next is ordered when it has none."""
+        for d in deliveries:
+            if self._staleness_of(d) >= self._staleness:
+                self._late.add(d.report.group)
+            elif 2 * self._staleness_of(d) < self._staleness:
+                self._late.discard(d.report.group)
+        self._flow.settle(d.report for d in deliveries)
 
     def save(self) -> dict[str, Any]:
         """What is under way or in the queue is not part of it: a resumed run collects it again."""

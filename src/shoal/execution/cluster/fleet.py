@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shoal.envs.errors import EnvError
 from shoal.errors import ShoalError
 from shoal.execution.cluster.inference import PolicyActors
-from shoal.execution.cluster.letters import opened, sealed
+from shoal.execution.cluster.letters import opened, pieces, sealed
 from shoal.execution.cluster.luggage import pack
 from shoal.execution.cluster.orders import CollectFailed, Order, RunnerLost, Ticket
 from shoal.execution.cluster.pool import AHEAD
@@ -32,9 +32,10 @@ PLACE_SECONDS = 20.0
 # For the first runner's process, where others take what it asks for: before it began, or perhaps as another
 # run did in the same moment (or it is our own runner, whose process starts slowly).
 ROOM_SECONDS, LATE_ROOM_SECONDS = 15.0, 45.0
-# Small parameters travel within each order: a put and a fetch through the store cost more than the copies.
-# Ray itself puts arguments above 100 kB there, for every call anew.
-WITHIN_BYTES = 90 << 10
+# Parameters that are not large travel within each order: a put, a fetch and a release take of Ray's processes,
+# the driver and the runner several milliseconds together, a copy of half a megabyte less than one. Ray itself
+# puts an argument above 100 kB into the store, for every call anew; so they are divided over several.
+WITHIN_BYTES, PIECE_BYTES = 512 << 10, 90 << 10
 KILL_SECONDS = 2.0  # for a signal to be sent, before Ray is left
 FETCH_SECONDS = 10.0  # for a report, which is small, once its trajectory is here
 
@@ -131,17 +132,20 @@ class RayFleet:
         self._starting[ready] = runner, told
         return Ticket(ready)
 
-    def publish(self, params: Any) -> Any:
+    def publish(self, params: Any) -> tuple[Any, ...]:
+        """The arguments that bring them to a runner: their only one, or their bytes in pieces."""
         if not self._crew.resolve:
-            return [ray.put(params)]
+            return ([ray.put(params)],)
         letter = sealed(params)
-        return letter if isinstance(letter, bytes) and len(letter) <= WITHIN_BYTES else ray.put(letter)
+        if isinstance(letter, bytes) and len(letter) <= WITHIN_BYTES:
+            return pieces(letter, PIECE_BYTES)
+        return (ray.put(letter),)
 
-    def send(self, runner: int, order: Order, params: Any) -> Ticket:
+    def send(self, runner: int, order: Order, params: tuple[Any, ...]) -> Ticket:
         if self._crew.beside is not None:
-            self._crew.beside.learn(order.version, params)
+            self._crew.beside.learn(order.version, params[0])
         collect = self._runners[runner].collect.options(num_returns=1 + self._crew.parts)
-        report, *parts = collect.remote(order, params, *self._crew.attached(order))
+        report, *parts = collect.remote(order, *params, *self._crew.attached(order))
         return Ticket(report, parts[0] if len(parts) == 1 else tuple(parts))
 
     def ping(self, runner: int) -> Ticket:

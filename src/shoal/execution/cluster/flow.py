@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,14 @@ class Flow:
         given_up = self._pool.given_up()
         return [g for g in self._ordered if g not in given_up]
 
-    def order(self, room: int, on_the_way: Callable[[int], int]) -> None:
+    def order(self, room: int, on_the_way: Callable[[int], int], singly: Container[int] = ()) -> None:
         """Order at most `room` fragments: of the groups that have the fewest on the way first, and of these
-        of those that were ordered from the least, so that none is left behind where there is little room."""
+        of those that were ordered from the least, so that none is left behind where there is little room.
+        singly: groups that are not ordered from ahead."""
         groups = sorted(self.groups(), key=lambda g: (self._ordered[g], g))
         for ahead in range(self._ahead):
             for g in groups:
-                if room > 0 and on_the_way(g) <= ahead:
+                if room > 0 and on_the_way(g) <= ahead and not (ahead and g in singly):
                     self._pool.order(g, self._ordered[g])
                     self._ordered[g] += 1
                     room -= 1

@@ -8,6 +8,7 @@ pickling included, 0.4 and 0.3 ms. With large arrays it is the other way round.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 from shoal import trees
@@ -28,3 +29,13 @@ def sealed(thing: Any) -> Any:
 def opened(thing: Any) -> Any:
     """What was sealed; anything else as it is."""
     return pickle.loads(thing) if isinstance(thing, bytes) else thing
+
+
+def pieces(letter: bytes, most: int) -> tuple[bytes, ...]:
+    """The letter in parts of at most so many bytes, at least one."""
+    return tuple(letter[at : at + most] for at in range(0, max(len(letter), 1), most))
+
+
+def together(parts: Sequence[Any]) -> Any:
+    """The letter again; where there is one part only, that part, whatever it is."""
+    return parts[0] if len(parts) == 1 else b"".join(parts)

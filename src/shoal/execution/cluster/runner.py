@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from shoal.execution.cluster.letters import opened, sealed
+from shoal.execution.cluster.letters import opened, sealed, together
 from shoal.execution.cluster.luggage import Luggage, unpack
 from shoal.execution.cluster.orders import Order, Report
 
@@ -95,12 +95,10 @@ class EnvRunner:
             host.warm()  # a group that moves here after a loss shall not wait for the compiler
         return Collector(host, parcel)
 
-    def collect(self, order: Order, params: Any) -> tuple[Any, Any]:
-        report, trajectory = self.follow(order, params)
+    def collect(self, order: Order, *params: Any) -> tuple[Any, Any]:
+        """params: as `RayFleet.publish` gave them."""
+        report, trajectory = self._collector.collect(order, together(params))
         return sealed(report), sealed(trajectory) if self._sealed else trajectory
-
-    def follow(self, order: Order, params: Any) -> tuple[Report, Trajectory | Stored]:
-        return self._collector.collect(order, params)
 
     def drop(self, group: int) -> None:
         self._collector.drop(group)
