@@ -32,8 +32,8 @@ PLACE_SECONDS = 20.0
 # For the first runner's process, where others take what it asks for: before it began, or perhaps as another
 # run did in the same moment (or it is our own runner, whose process starts slowly).
 ROOM_SECONDS, LATE_ROOM_SECONDS = 15.0, 45.0
-# Parameters that are not large travel within each order: a put, a fetch and a release take of Ray's processes,
-# the driver and the runner several milliseconds together, a copy of half a megabyte less than one. Ray itself
+# Parameters that are not large travel within each order: a put, a fetch and a release cost the driver, the
+# runner and Ray's processes several milliseconds together, a copy of half a megabyte less than one. Ray itself
 # puts an argument above 100 kB into the store, for every call anew; so they are divided over several.
 WITHIN_BYTES, PIECE_BYTES = 512 << 10, 90 << 10
 KILL_SECONDS = 2.0  # for a signal to be sent, before Ray is left
