@@ -33,8 +33,8 @@ PLACE_SECONDS = 20.0
 # run did in the same moment (or it is our own runner, whose process starts slowly).
 ROOM_SECONDS, LATE_ROOM_SECONDS = 15.0, 45.0
 # Parameters that are not large travel within each order: a put, a fetch and a release cost the driver, the
-# runner and Ray's processes several milliseconds together, a copy of half a megabyte less than one. Ray itself
-# puts an argument above 100 kB into the store, for every call anew; so they are divided over several.
+# runner and Ray's processes several milliseconds together, a copy of half a megabyte less than one. Ray
+# itself puts an argument above 100 kB there, for every call anew; so they are divided over several.
 WITHIN_BYTES, PIECE_BYTES = 512 << 10, 90 << 10
 KILL_SECONDS = 2.0  # for a signal to be sent, before Ray is left
 FETCH_SECONDS = 10.0  # for a report, which is small, once its trajectory is here
