@@ -39,7 +39,7 @@ def run(
 
 
 CARTPOLE, GRIDWORLD = "jax:CartPole-v1", "jax:GridWorld"
-# Every algorithm on one of the two, in one group or two; the long tests have the rest.
+# Each on one of the two, in one group or two; the long tests have the rest.
 CASES = {
     "ppo": (CARTPOLE, 1),
     "ppo-memory": (CARTPOLE, 2),
@@ -51,10 +51,18 @@ CASES = {
 OTHERS = {name: (GRIDWORLD if env == CARTPOLE else CARTPOLE, groups) for name, (env, groups) in CASES.items()}
 
 
+# What another case is more than, or differs from in the loss alone.
+LESS = {"ppo-kl", "reinforce-bare", "dqn", "dqn-prioritized"}
+
+
+def quick(name: str, *where: Any) -> Any:
+    return pytest.param(name, *where, marks=pytest.mark.slow if name in LESS else ())
+
+
 @pytest.mark.parametrize(
     ("name", "env", "groups"),
     [
-        *((name, *where) for name, where in CASES.items()),
+        *(quick(name, *where) for name, where in CASES.items()),
         *(pytest.param(name, *where, marks=pytest.mark.slow) for name, where in OTHERS.items()),
     ],
 )
@@ -83,11 +91,7 @@ REPLAYED: dict[str, tuple[Any, str]] = {
 }
 
 
-# A plain DQN is less than each of its three descendants here.
-EACH = [pytest.param(name, marks=pytest.mark.slow) if name == "dqn" else name for name in REPLAYED]
-
-
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", [quick(name) for name in REPLAYED])
 def test_same_bits_through_a_replay(name: str) -> None:
     """Also where the ring wraps (120 rows hold 7 fragments of 16), with several groups, and normalised."""
     algorithm, env = REPLAYED[name]

@@ -21,7 +21,7 @@ from shoal.execution.cluster.learners.group import LearnerGroup
 from shoal.execution.unroll import fragment_form
 from shoal.recipe import Experiment, Recipe
 
-pytestmark = [pytest.mark.as_in_use, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.xdist_group("ray")
 UPDATES = 20
 
 
