@@ -64,10 +64,15 @@ def test_kills_change_no_bit_of_a_synchronous_run() -> None:
 @pytest.mark.slow
 def test_kills_lose_no_gradient_of_an_asynchronous_run() -> None:
     on = ParameterServer(workers=2, groups=4, envs=8, shards=2, cpus=0.5)
-    begun, turn, events = time.monotonic(), 0, []
+    begun, turn, events = time.monotonic(), 0, list[str]()
+
+    def lost(who: str) -> int:
+        return sum(who in event and "lost" in event for event in events)
+
     with Trainer(A2C(hidden=(16,)), "CartPole-v1", on=on) as trainer:
         run: Any = trainer._run
-        while time.monotonic() - begun < 60.0:
+        while min(lost("parameter shard"), lost("runner")) < 5:
+            assert time.monotonic() - begun < 400.0, events
             trainer.train()
             events += trainer.events
             account = run.account
@@ -78,5 +83,3 @@ def test_kills_lose_no_gradient_of_an_asynchronous_run() -> None:
                 turn += 1
         assert int(trainer._run.learner.state.updates.low) == run.account.applied
         assert run.account.lost == 0
-    assert sum("parameter shard" in event for event in events) >= 4
-    assert sum("runner" in event and "lost" in event for event in events) >= 4
