@@ -47,7 +47,8 @@ def tasks() -> dict[str, Task]:
 def from_case(name: str, case: Mapping[str, Any]) -> Task:
     """One case of learning.toml as a command line."""
     server = case.get("server", {})
-    flags = ["--envs", str(case["envs"]), *(("--on", "parameter-server") if server else ())]
+    on = "parameter-server" if server else "compiled" if case.get("compiled") else "local"
+    flags = ["--envs", str(case["envs"]), "--on", on]
     for setting, value in {**server, **case.get("settings", {}), **case.get("trainer", {})}.items():
         flag = setting.replace("_", "-")
         if isinstance(value, bool):

@@ -27,9 +27,10 @@ SETTINGS = Path(__file__).resolve().parents[2] / "benchmarks" / "learning.toml"
 class Case:
     """One algorithm on one environment.
 
-    target: the least mean return that counts as learned, of `judged` ("greedy" episodes afterwards, or the
-    last 100 of "training"); the worst seed must reach it. settings: of the algorithm's dataclass; trainer: of
-    the Trainer; wrappers: names in WRAPPERS. server: of a ParameterServer to run on; none: Local.
+    target: the least mean return that counts as learned, of the "greedy" episodes afterwards, or of the last
+    100 of "training" (returns); of the seeds' figures the worst must reach it, or their mean (judged).
+    settings: of the algorithm's dataclass; trainer: of the Trainer; wrappers: names in WRAPPERS. server: of a
+    ParameterServer to run on. compiled: it runs on Compiled. Else on Local.
     """
 
     name: str
@@ -39,12 +40,14 @@ class Case:
     steps: int
     target: float
     judged: str = "worst"
+    returns: str = "greedy"
     seeds: int = 5
     episodes: int = 20
     wrappers: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
 
 def cases(path: Path = SETTINGS) -> dict[str, Case]:
@@ -67,9 +70,10 @@ WRAPPERS = {"hide_velocities": hide_velocities}
 
 def trainer(case: Case, seed: int, run_dir: Path | None = None) -> Any:
     """The Trainer of a case, before its first step."""
-    from shoal import Local, ParameterServer, Trainer, algorithms
+    from shoal import Compiled, Local, ParameterServer, Trainer, algorithms
 
-    on = ParameterServer(envs=case.envs, **case.server) if case.server else Local(envs=case.envs)
+    alone = (Compiled if case.compiled else Local)(envs=case.envs)
+    on = ParameterServer(envs=case.envs, **case.server) if case.server else alone
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in case.settings.items()}
     return Trainer(
         algorithms.load(case.algorithm)(**settings),
@@ -124,8 +128,9 @@ def steps_to(target: float, run_dir: Path) -> int | None:
     return next((row["env_steps"] for row in full if row["episode_return_mean"] >= target), None)
 
 
-def judged(case: Case, figures: Sequence[float]) -> float:
-    """The seeds' figures as the one that is held against the target."""
+def judged(case: Case, runs: Sequence[Mapping[str, Any]]) -> float:
+    """What the seeds' runs are worth, to be held against the target."""
+    figures = [run[f"{case.returns}_return"] for run in runs]
     return min(figures) if case.judged == "worst" else statistics.fmean(figures)
 
 
