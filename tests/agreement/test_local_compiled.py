@@ -52,7 +52,7 @@ OTHERS = {name: (GRIDWORLD if env == CARTPOLE else CARTPOLE, groups) for name, (
 
 
 # What another case is more than, or differs from in the loss alone.
-LESS = {"ppo-kl", "reinforce-bare", "dqn", "dqn-prioritized"}
+LESS = {"ppo-kl", "reinforce-bare", "dqn", "dqn-prioritized", "td3"}
 
 
 def quick(name: str, *where: Any) -> Any:

@@ -35,8 +35,8 @@ def kill_midway(name: str, run_dir: Path, rng: random.Random) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-# Whose replay, or whose way of saving environments, another case has too.
-LONG = {"ppo-bipedalwalker", "td3-compiled"}
+# Whose replay, memory, or way of saving environments another case has too.
+LONG = {"ppo-bipedalwalker", "a2c-memory-compiled", "td3-compiled"}
 EACH = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
 
 
