@@ -1,4 +1,4 @@
-"""The fleet on Ray: a runner is an actor, parameters and trajectories travel through the object store."""
+"""The fleet on Ray: a runner is an actor; its calls bring what is small, the object store what is large."""
 
 from __future__ import annotations
 
