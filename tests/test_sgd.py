@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.keys import key_for
-from shoal.sgd import clipped, linear_decay, mean_gradient, minibatches
-from shoal.types import Gradient
+from shoal.sgd import linear_decay, mean_gradient, minibatches, over_all_rows
 
 shuffled = jax.jit(minibatches, static_argnums=(1, 2, 3))
 
@@ -31,17 +30,24 @@ def test_epochs_are_shuffled_differently() -> None:
 
 
 def test_mean_gradient_divides_by_weight() -> None:
-    mean = mean_gradient(Gradient({"w": jnp.asarray([6.0, 3.0])}, jnp.float32(3), {}))
+    mean = mean_gradient({"w": jnp.asarray([6.0, 3.0])}, jnp.float32(3))
     np.testing.assert_allclose(mean["w"], [2.0, 1.0])
-    nothing = mean_gradient(Gradient({"w": jnp.zeros(2)}, jnp.float32(0), {}))
+    nothing = mean_gradient({"w": jnp.zeros(2)}, jnp.float32(0), 0.5)
     np.testing.assert_array_equal(nothing["w"], [0.0, 0.0])
 
 
-def test_clipped_to_a_global_norm() -> None:
-    gradient = {"a": jnp.asarray([3.0]), "b": jnp.asarray([4.0])}
-    np.testing.assert_allclose(clipped(gradient, 1.0)["b"], [0.8], rtol=1e-6)
-    np.testing.assert_allclose(clipped(gradient, 10.0)["b"], [4.0])
-    assert clipped(gradient, None) is gradient
+def test_mean_gradient_is_clipped_to_a_global_norm() -> None:
+    total = {"a": jnp.asarray([6.0]), "b": jnp.asarray([8.0])}  # of two rows: the mean's norm is 5
+    np.testing.assert_allclose(mean_gradient(total, jnp.float32(2), 1.0)["b"], [0.8], rtol=1e-6)
+    np.testing.assert_allclose(mean_gradient(total, jnp.float32(2), 10.0)["b"], [4.0], rtol=1e-6)
+
+
+def test_over_all_rows_sums_loss_and_metrics_by_weight() -> None:
+    weight = jnp.asarray([[1.0, 0.0], [0.5, 2.0]])
+    each = jnp.asarray([[1.0, 100.0], [2.0, 3.0]])
+    loss, (total, sums) = over_all_rows(each, {"each": -each, "one": jnp.float32(2)}, weight)
+    assert (float(loss), float(total)) == (8.0, 3.5)
+    assert {name: float(x) for name, x in sums.items()} == {"each": -8.0, "one": 7.0}
 
 
 def test_linear_decay() -> None:

@@ -110,15 +110,15 @@ def gumbel(key: Key, n: int) -> jax.Array:
     return -jnp.log(-jnp.log(uniform(jnp.asarray(key), n)))
 
 
-def permutation(key: Key, n: int) -> jax.Array:
-    """A random order of 0 ... n - 1: int32 [n].
+def permutations(key: Key, count: int, n: int) -> jax.Array:
+    """`count` random orders of 0 ... n - 1: int32 [count, n].
 
     Up to 2^16 numbers are sorted with their random bits in one word each, four times as fast on the CPU as
     sorting pairs. At least 16 random bits decide; where they tie, the smaller number comes first.
     """
     import jax.numpy as jnp
 
-    random = bits(jnp.asarray(key), n)
+    random = bits(jnp.asarray(key), count * n).reshape(count, n)
     if n > 2**16:
         return jnp.argsort(random).astype(jnp.int32)
     low = jnp.uint32((1 << max(n - 1, 1).bit_length()) - 1)

@@ -15,19 +15,21 @@ from shoal.types import Carry
 
 
 def as_rows(fragment: Any, carry: Carry, *, whole: bool) -> tuple[dict[str, Any], int]:
-    """Pytree of [T, B, ...] arrays -> {"steps": [R, L, ...], "carry": [R, ...]} and R.
+    """Pytree of [T, B, ...] arrays -> {"steps": pytree, "carry": pytree of [R, ...]} and R, the rows.
 
-    whole: R = B sequences of L = T steps; else R = T * B sequences of one step and no carry.
+    whole: R = B sequences [R, T, ...]; else R = T * B steps [R, ...] and no carry.
     """
 
     def rows(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x, 0, 1) if whole else x.reshape(-1, 1, *x.shape[2:])
+        return jnp.swapaxes(x, 0, 1) if whole else x.reshape(-1, *x.shape[2:])
 
     steps = jax.tree.map(rows, fragment)
     count = jax.tree.leaves(steps)[0].shape[0]
     return {"steps": steps, "carry": carry if whole else ()}, count
 
 
-def as_sequences(rows: dict[str, Any]) -> tuple[Any, Carry]:
-    """What `as_rows` gave, a minibatch of it: (pytree of [L, N, ...], the memory at the start [N, ...])."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows["steps"]), rows["carry"]
+def as_sequences(rows: dict[str, Any], *, whole: bool) -> tuple[Any, Carry]:
+    """What `as_rows` gave, a minibatch of N rows of it: (pytree of [T, N, ...], or of [1, N, ...] where rows
+    are steps; the memory at the start [N, ...])."""
+    time_major = lambda x: jnp.swapaxes(x, 0, 1) if whole else x[None]  # noqa: E731
+    return jax.tree.map(time_major, rows["steps"]), rows["carry"]

@@ -8,7 +8,7 @@ that splits an update adds up the `Gradient`s of several devices or workers befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,12 +17,14 @@ import optax
 
 from shoal.checks import divides
 from shoal.counters import add, zero
-from shoal.keys import fold, permutation
+from shoal.keys import fold, permutations
 from shoal.norms import global_norm
 from shoal.sharding import added_up, split, whole
 from shoal.types import Array, Batch, Gradient, Key, Metrics, Params, State, Trajectory, Update
 
 NORM = "loss/gradient_norm"
+# Of a loss: its sum over rows, (their total weight, the metrics as sums over rows).
+Sums = tuple[jax.Array, tuple[jax.Array, Metrics]]
 
 
 def learner(
@@ -41,16 +43,20 @@ def learner(
         batch = batches(state, experience, fold(key, 0))
         rows = split(batch.rows, 1) if batch.index is None else whole(batch.rows)
 
-        def step(state: State, number: Array) -> tuple[State, Gradient]:
+        names: list[str] = []
+
+        def step(state: State, number: Array) -> tuple[State, tuple[Array, Array | None]]:
             minibatch = rows_of(batch._replace(rows=rows), number)
             gradient = with_norm(added_up(grads, state, minibatch, fold(key, 1, number)))
-            return apply(state, gradient), gradient._replace(sum=())
+            names[:] = gradient.metrics
+            sums = jnp.stack([gradient.weight, *gradient.metrics.values()])  # one array to keep, not ten
+            return apply(state, gradient), (sums, gradient.priorities)
 
-        state, seen = _each(step, state, batch)
-        total = jnp.maximum(seen.weight.sum(), 1e-8)
-        metrics = {name: values.sum() / total for name, values in seen.metrics.items()}
+        state, (sums, priorities) = _each(step, state, batch)
+        weight, *totals = sums.sum(0)
+        metrics = {name: x / jnp.maximum(weight, 1e-8) for name, x in zip(names, totals, strict=True)}
         after = state if observe is None else observe(state, experience)
-        return Update(after, metrics, seen.priorities)
+        return Update(after, metrics, priorities)
 
     return learn
 
@@ -65,7 +71,7 @@ def rows_of(batch: Batch, number: Array) -> Any:
     return split(jax.tree.map(take, batch.rows), 0)
 
 
-def _each(step: Callable[[State, Array], tuple[State, Gradient]], state: State, batch: Batch) -> Any:
+def _each(step: Callable[[State, Array], tuple[State, Any]], state: State, batch: Batch) -> Any:
     """`step` of the minibatches 0, 1, ... in turn: the state after, and what they gave, [K, ...] each.
     Where `batch.count` says that fewer are to be used, the rest gives zeros and costs nothing."""
     total = jax.tree.leaves(batch.rows if batch.index is None else batch.index)[0].shape[0]
@@ -91,20 +97,24 @@ def minibatches(key: Key, rows: int, epochs: int, count: int) -> jax.Array:
     divides(count, rows, "minibatches", "rows")
     if count == 1:  # one minibatch takes every row whatever the order: spare the shuffle and keep the order
         return jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (epochs, rows))
-    keys = fold(key, jnp.arange(epochs, dtype=jnp.uint32))
-    orders = jax.vmap(permutation, in_axes=(0, None))(keys, rows)
-    return orders.reshape(epochs * count, rows // count)
+    return permutations(key, epochs, rows).reshape(epochs * count, rows // count)
 
 
-def gradient_of(
-    loss: Callable[[Params, Any], tuple[Array, tuple[Array, Metrics]]], params: Params, minibatch: Any
-) -> Gradient:
-    """The Gradient of a loss that returns (sum over rows, (total weight, metrics as sums over rows)).
+def gradient_of(loss: Callable[[Params, Any], Sums], params: Params, minibatch: Any) -> Gradient:
+    """The Gradient of a loss.
 
     Adds "loss/gradient_norm", the norm of this minibatch's mean gradient before clipping.
     """
     total, (weight, metrics) = jax.grad(loss, has_aux=True)(params, minibatch)
     return with_norm(Gradient(total, weight, {**metrics, NORM: jnp.float32(0)}))
+
+
+def over_all_rows(loss: Array, metrics: Mapping[str, Array], weight: Array) -> Sums:
+    """From loss, metrics and weight per row, [N] or [N, T] (a metric may be one number for all). The metrics
+    are summed in one pass: XLA compiles and runs each sum apart."""
+    beside = jnp.stack([jnp.broadcast_to(x, weight.shape) for x in metrics.values()])
+    sums = (beside * weight).sum(range(1, beside.ndim))
+    return (loss * weight).sum(), (weight.sum(), dict(zip(metrics, sums, strict=True)))
 
 
 def with_norm(gradient: Gradient) -> Gradient:
@@ -115,10 +125,17 @@ def with_norm(gradient: Gradient) -> Gradient:
     return gradient._replace(metrics={**gradient.metrics, NORM: norm})
 
 
-def mean_gradient(gradient: Gradient) -> Params:
-    """The gradient of the mean loss: sum / weight (zeros where no row weighs anything)."""
-    scale = 1.0 / jnp.maximum(gradient.weight, 1e-8)
-    return jax.tree.map(lambda g: g * scale, gradient.sum)
+def mean_gradient(total: Params, weight: Array, max_norm: float | None = None) -> Params:
+    """The gradient of the mean loss, sum / weight (zeros where no row weighs anything), scaled down to a
+    global L2 norm of at most max_norm (Pascanu et al. 2013).
+
+    Of `gradient.sum`, or of a part of it that has a norm of its own. The norm is taken of the sum, because
+    "loss/gradient_norm" is that too: once compiled it is taken once.
+    """
+    scale = 1.0 / jnp.maximum(weight, 1e-8)
+    if max_norm is not None:
+        scale = scale * jnp.minimum(1.0, max_norm / jnp.maximum(global_norm(total) * scale, 1e-12))
+    return jax.tree.map(lambda g: g * scale, total)
 
 
 def linear_decay(start: float, steps: int | None, env_steps: Array) -> Array:
@@ -126,14 +143,6 @@ def linear_decay(start: float, steps: int | None, env_steps: Array) -> Array:
     if steps is None:
         return jnp.float32(start)
     return start * jnp.clip(1.0 - env_steps / steps, 0.0, 1.0)
-
-
-def clipped(gradient: Params, max_norm: float | None) -> Params:
-    """The gradient, scaled down to a global L2 norm of at most max_norm (Pascanu et al. 2013)."""
-    if max_norm is None:
-        return gradient
-    scale = jnp.minimum(1.0, max_norm / jnp.maximum(global_norm(gradient), 1e-12))
-    return jax.tree.map(lambda g: g * scale, gradient)
 
 
 def count_steps(state: State, experience: Trajectory) -> State:

@@ -29,7 +29,7 @@ from shoal.fingerprint import fingerprint
 from shoal.keys import key_for
 from shoal.recipe import Experiment, Recipe
 from shoal.runtime import configure
-from shoal.sgd import clipped
+from shoal.sgd import mean_gradient
 from shoal.sharding import placed
 
 configure(threads=1, devices=4)
@@ -172,7 +172,7 @@ def clip(mesh: Mesh) -> dict[str, Any]:
     gradient = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), form)
     norm = np.sqrt(sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(gradient)))
     where = split.state.params
-    there = split.jit(lambda g: clipped(g, 0.5), where, (), (where,))(gradient)
+    there = split.jit(lambda g: mean_gradient(g, np.float32(1), 0.5), where, (), (where,))(gradient)
     expected = jax.tree.map(lambda x: x * np.float32(0.5 / norm), gradient)
     parts = [len({str(shard.index) for shard in x.addressable_shards}) for x in jax.tree.leaves(there)]
     return {"apart": apart(expected, jax.device_get(there)), "most_parts": max(parts)}

@@ -24,7 +24,7 @@ from shoal.errors import ShoalError
 from shoal.keys import fold, uniform
 from shoal.networks import NetworkFn
 from shoal.sgd import (
-    clipped,
+    Sums,
     count_steps,
     descend,
     gradient_of,
@@ -258,7 +258,7 @@ class DQN:
             real = rows["real"]
             weight = rows["importance"].reshape(-1, *(1,) * (real.ndim - 1)) * real
 
-            def loss(params: Params, rows: Any) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+            def loss(params: Params, rows: Any) -> Sums:
                 now = look(params, state.extra["dqn_target"], rows, key)
                 target = values.target(now.after, rows["reward"], rows["onward"])
                 error, surprise = values.error(now.taken, target)
@@ -300,7 +300,7 @@ class DQN:
             return jnp.power(surprise * trajectory.weight + 1e-6, cfg.priority_exponent)
 
         def apply(state: State, gradient: Gradient) -> State:
-            mean = clipped(mean_gradient(gradient), cfg.max_grad_norm)
+            mean = mean_gradient(gradient.sum, gradient.weight, cfg.max_grad_norm)
             rate = linear_decay(cfg.learning_rate, cfg.anneal_steps, as_float(state.env_steps))
             after = descend(state, mean, optimizer, rate)
             target = state.extra["dqn_target"]

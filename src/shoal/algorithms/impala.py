@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -19,7 +18,7 @@ from shoal.networks import NetworkFn
 from shoal.returns import explained_variance, vtrace
 from shoal.sequences import as_rows, as_sequences
 from shoal.sgd import (
-    clipped,
+    Sums,
     count_steps,
     descend,
     gradient_of,
@@ -28,6 +27,7 @@ from shoal.sgd import (
     mean_gradient,
     minibatches,
     new_state,
+    over_all_rows,
 )
 from shoal.types import Agent, Batch, EnvSpec, Gradient, Key, OnPolicy, State, Trajectory
 
@@ -106,8 +106,8 @@ class IMPALA:
             rows, count = as_rows(fragment, exp.carry, whole=True)
             return Batch(rows, minibatches(key, count, cfg.epochs, cfg.minibatches))
 
-        def loss(params: Any, minibatch: Any) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-            steps, carry = as_sequences(minibatch)
+        def loss(params: Any, minibatch: Any) -> Sums:
+            steps, carry = as_sequences(minibatch, whole=True)
             # One row more than there are actions: the last observation's value is the bootstrap.
             logits, values = network.unroll(params, carry, steps["obs"], steps["first"])
             logits, value = logits[:-1], values[:-1]
@@ -140,15 +140,14 @@ class IMPALA:
                 "policy/rho": jnp.minimum(ratio, cfg.rho_bar),
                 "value/explained_variance": explained_variance(value, target, weight),
             }
-            sums = {name: (values * weight).sum() for name, values in metrics.items()}
-            return (total * weight).sum(), (weight.sum(), sums)
+            return over_all_rows(total, metrics, weight)
 
         def grads(state: State, minibatch: Any, key: Key) -> Gradient:
             del key
             return gradient_of(loss, state.params, minibatch)
 
         def apply(state: State, gradient: Gradient) -> State:
-            mean = clipped(mean_gradient(gradient), cfg.max_grad_norm)
+            mean = mean_gradient(gradient.sum, gradient.weight, cfg.max_grad_norm)
             rate = linear_decay(cfg.learning_rate, cfg.anneal_steps, as_float(state.env_steps))
             return descend(state, mean, optimizer, rate)
 

@@ -20,7 +20,7 @@ from shoal.networks import NetworkFn
 from shoal.returns import explained_variance, gae, normalized
 from shoal.sequences import as_rows, as_sequences
 from shoal.sgd import (
-    clipped,
+    Sums,
     count_steps,
     descend,
     gradient_of,
@@ -29,6 +29,7 @@ from shoal.sgd import (
     mean_gradient,
     minibatches,
     new_state,
+    over_all_rows,
 )
 from shoal.types import Agent, Batch, EnvSpec, Gradient, Key, OnPolicy, State, Trajectory
 
@@ -126,8 +127,8 @@ class PPO:
             rows, count = as_rows(steps, exp.carry, whole=network.recurrent)
             return Batch(rows, minibatches(key, count, cfg.epochs, cfg.minibatches))
 
-        def loss(params: Any, minibatch: Any) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
-            steps, carry = as_sequences(minibatch)
+        def loss(params: Any, minibatch: Any) -> Sums:
+            steps, carry = as_sequences(minibatch, whole=network.recurrent)
             logits, value = network.unroll(params, carry, steps["obs"], steps["first"])
             mask, weight, advantage = steps["obs"].mask, steps["weight"], steps["advantage"]
             log_prob = distribution.log_prob(logits, mask, steps["raw_action"])
@@ -150,15 +151,14 @@ class PPO:
                 "policy/clip_fraction": (jnp.abs(ratio - 1) > cfg.clip).astype(jnp.float32),
                 "value/explained_variance": explained_variance(steps["value"], steps["target"], weight),
             }
-            sums = {name: (values * weight).sum() for name, values in metrics.items()}
-            return (total * weight).sum(), (weight.sum(), sums)
+            return over_all_rows(total, metrics, weight)
 
         def grads(state: State, minibatch: Any, key: Key) -> Gradient:
             del key
             return gradient_of(loss, state.params, minibatch)
 
         def apply(state: State, gradient: Gradient) -> State:
-            mean = clipped(mean_gradient(gradient), cfg.max_grad_norm)
+            mean = mean_gradient(gradient.sum, gradient.weight, cfg.max_grad_norm)
             rate = linear_decay(cfg.learning_rate, cfg.anneal_steps, as_float(state.env_steps))
             after = descend(state, mean, optimizer, rate)
             if cfg.target_kl is None:

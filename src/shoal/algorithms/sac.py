@@ -20,7 +20,7 @@ from shoal.counters import add, as_float
 from shoal.critics import critics_for, least, minibatch_rows, polyak, without_memory
 from shoal.keys import fold, normal, uniform
 from shoal.networks import NetworkFn, actor_critic
-from shoal.sgd import clipped, count_steps, gradient_of, learner, mean_gradient, new_state
+from shoal.sgd import Sums, count_steps, gradient_of, learner, mean_gradient, new_state, over_all_rows
 from shoal.squashed import bounded, mode, reparameterized
 from shoal.types import (
     Acting,
@@ -139,9 +139,7 @@ class SAC:
         def batches(state: State, draws: Draws, key: Key) -> Batch:
             return Batch(minibatch_rows(draws.minibatches, cfg.discount, key, 2), None, draws.count)
 
-        def loss(
-            params: Params, rows: Any, target: Params
-        ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+        def loss(params: Params, rows: Any, target: Params) -> Sums:
             fixed, weight = jax.lax.stop_gradient(params), rows["weight"]
             alpha = jnp.exp(fixed["log_temperature"])
 
@@ -167,16 +165,15 @@ class SAC:
                 "value/q": values[0],
                 "value/target": goal,
             }
-            sums = {name: (x * weight).sum() for name, x in metrics.items()}
-            total = 0.5 * error + actor_loss + temperature_loss
-            return (total * weight).sum(), (weight.sum(), sums)
+            return over_all_rows(0.5 * error + actor_loss + temperature_loss, metrics, weight)
 
         def grads(state: State, rows: Any, key: Key) -> Gradient:
             del key  # the noise is part of the rows, so that halves of a minibatch add up to the whole
             return gradient_of(lambda p, r: loss(p, r, state.extra["sac_target"]), state.params, rows)
 
         def apply(state: State, gradient: Gradient) -> State:
-            mean = {name: clipped(part, cfg.max_grad_norm) for name, part in mean_gradient(gradient).items()}
+            parts, weight = gradient.sum.items(), gradient.weight
+            mean = {name: mean_gradient(part, weight, cfg.max_grad_norm) for name, part in parts}
             direction: Any
             direction, opt = optimizer.update(mean, state.opt)
             params = {

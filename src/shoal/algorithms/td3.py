@@ -19,7 +19,7 @@ from shoal.counters import add, as_float, zero
 from shoal.critics import critics_for, least, minibatch_rows, polyak, without_memory
 from shoal.keys import fold, normal, uniform
 from shoal.networks import NetworkFn, actor_critic
-from shoal.sgd import clipped, count_steps, gradient_of, learner, mean_gradient
+from shoal.sgd import count_steps, gradient_of, learner, mean_gradient, over_all_rows
 from shoal.squashed import bounded
 from shoal.types import (
     Acting,
@@ -136,10 +136,9 @@ class TD3:
             after = least(critics.values(target["critic"], rows["next_obs"], following))
             goal = rows["reward"] + rows["onward"] * after
             values = critics.values(params, rows["obs"], rows["action"])
-            error, weight = sum(jnp.square(q - goal) for q in values), rows["weight"]
+            error, weight = jnp.asarray(sum(jnp.square(q - goal) for q in values)), rows["weight"]
             metrics = {"loss/critic": error / cfg.critics, "value/q": values[0], "value/target": goal}
-            sums = {name: (x * weight).sum() for name, x in metrics.items()}
-            return (error * weight).sum(), (weight.sum(), sums)
+            return over_all_rows(error, metrics, weight)
 
         def actor_loss(params: Params, rows: Any, critic: Params) -> jax.Array:
             first, *_ = critics.values(critic, rows["obs"], act_of(params, rows["obs"]))
@@ -163,7 +162,8 @@ class TD3:
             return Gradient({"actor": actor_sum, "critic": critic.sum}, critic.weight, metrics)
 
         def apply(state: State, gradient: Gradient) -> State:
-            mean = {name: clipped(part, cfg.max_grad_norm) for name, part in mean_gradient(gradient).items()}
+            parts, weight = gradient.sum.items(), gradient.weight
+            mean = {name: mean_gradient(part, weight, cfg.max_grad_norm) for name, part in parts}
 
             def step(name: str) -> tuple[Params, Any]:
                 direction, opt = adam.update(mean[name], state.opt[name])
