@@ -30,10 +30,18 @@ FAULTS = st.lists(
 )
 
 
+AT_ONCE = st.sampled_from([None, 1, 2])
+
+
 def make(
-    fleet: SimulatedFleet, groups: int, runners: int, limits: Limits = LIMITS, faults: list | tuple = ()
+    fleet: SimulatedFleet,
+    groups: int,
+    runners: int,
+    limits: Limits = LIMITS,
+    faults: list | tuple = (),
+    at_once: int | None = None,
 ) -> Pool:
-    pool = Pool(fleet, dict.fromkeys(range(groups)), runners, limits, fleet.clock)
+    pool = Pool(fleet, dict.fromkeys(range(groups)), runners, limits, fleet.clock, at_once=at_once)
     for seconds, kind, pick in faults:
         fleet.at(seconds, lambda kind=kind, pick=pick: strike(fleet, pool, groups, kind, pick))
     return pool
@@ -66,10 +74,10 @@ def strike(fleet: SimulatedFleet, pool: Pool, groups: int, kind: str, pick: int)
 
 
 @QUICK
-@given(st.integers(0, 99), st.integers(1, 5), st.integers(1, 4), FAULTS)
-def test_a_synchronous_run_gets_what_it_would_get_without_faults(seed, groups, runners, faults):
+@given(st.integers(0, 99), st.integers(1, 5), st.integers(1, 4), FAULTS, AT_ONCE)
+def test_a_synchronous_run_gets_what_it_would_get_without_faults(seed, groups, runners, faults, at_once):
     fleet = SimulatedFleet(seed)
-    pool = make(fleet, groups, runners, NO_STRIKES, faults)
+    pool = make(fleet, groups, runners, NO_STRIKES, faults, at_once)
     synchronous(pool, groups, 12, fleet)
     assert pool.counts.delivered == 12 * groups
     assert pool.counts.late == 0
@@ -84,10 +92,10 @@ def test_an_asynchronous_run_gets_what_it_would_get_without_faults(seed, groups,
 
 
 @QUICK
-@given(st.integers(0, 99), st.lists(st.integers(1, 6), min_size=1, max_size=5), FAULTS)
-def test_after_resizes_groups_end_at_the_wanted_runners(seed, sizes, faults):
+@given(st.integers(0, 99), st.lists(st.integers(1, 6), min_size=1, max_size=5), FAULTS, AT_ONCE)
+def test_after_resizes_groups_end_at_the_wanted_runners(seed, sizes, faults, at_once):
     fleet = SimulatedFleet(seed)
-    pool = make(fleet, 6, 2, NO_STRIKES, [f for f in faults if f[1] != "resize"])
+    pool = make(fleet, 6, 2, NO_STRIKES, [f for f in faults if f[1] != "resize"], at_once)
     for n, size in enumerate(sizes):
         fleet.at(2.0 * n, lambda size=size: fleet.between.append(lambda: pool.resize(size, "as drawn")))
     asynchronous(pool, 6, 15, fleet)
@@ -103,6 +111,16 @@ def test_after_resizes_groups_end_at_the_wanted_runners(seed, sizes, faults):
     assert all(group.target is None for group in pool._groups.values())
     if not faults:
         assert len(homes) == min(6, sizes[-1])
+
+
+def test_runners_are_started_at_once_or_after_the_first():
+    fleet = SimulatedFleet(0)
+    pool = make(fleet, 4, 4, at_once=1)
+    assert list(fleet.processes) == [0]
+    fleet.crash(0)  # before it is ready: another has to be the first
+    synchronous(pool, 4, 6, fleet)
+    assert sorted(fleet.processes) == [1, 2, 3, 4]
+    assert (pool.figures()["runners"], pool.counts.restarts) == (4, 1)
 
 
 @pytest.mark.parametrize("runners", [1, 2, 4])

@@ -36,12 +36,31 @@ ActRow = Callable[..., tuple[Any, Carry, Any]]
 
 
 @remembered
-def act_row(agent: Agent) -> ActRow:
-    """`agent.act` for one row of a fragment, with the row's keys made inside the same compiled call.
+def act_keyed(agent: Agent) -> ActRow:
+    """`agent.act` for one row of a fragment: (params, carry, obs, first [B], reward [B], keys [B, 2],
+    index [B], explore []) -> (action, carry, extras); reward is the one that led to obs."""
 
-    (params, carry, obs, first [B], reward [B], fragment_key [2], t, index [B], explore []) ->
-    (action, carry, extras); reward is the one that led to obs.
-    """
+    def act(
+        params: Params,
+        carry: Carry,
+        obs: Observation,
+        first: Array,
+        reward: Array,
+        keys: Key,
+        index: Array,
+        explore: Array,
+    ) -> tuple[Any, Carry, Any]:
+        acting = Acting(key=keys, index=index, explore=explore, reward=reward)
+        return alone(agent.act, (keys[0, 0] | np.uint32(1)) > 0, params, carry, obs, first, acting)
+
+    return act
+
+
+@remembered
+def act_row(agent: Agent) -> ActRow:
+    """As `act_keyed`, to the same bits, with the row's keys made in the same compiled call:
+    (..., fragment_key [2], t, index [B], explore []) -> ..."""
+    keyed = act_keyed(agent)
 
     def act(
         params: Params,
@@ -54,11 +73,16 @@ def act_row(agent: Agent) -> ActRow:
         index: Array,
         explore: Array,
     ) -> tuple[Any, Carry, Any]:
-        rows = jnp.arange(index.shape[0], dtype=jnp.uint32)
-        acting = Acting(key=fold(fold(key, t), rows), index=index, explore=explore, reward=reward)
-        return alone(agent.act, t < np.uint32(2**32 - 1), params, carry, obs, first, acting)
+        keys = row_keys(key, t, index.shape[0])
+        return keyed(params, carry, obs, first, reward, keys, index, explore)
 
     return act
+
+
+def row_keys(fragment_key: Key, t: Array | np.ndarray, envs: int) -> Key:
+    """The keys with which `envs` environments act in row t of a fragment: [..., 2], [...] -> [..., envs, 2].
+    NumPy from NumPy."""
+    return fold(fold(fragment_key, t)[..., None, :], np.arange(envs, dtype=np.uint32))
 
 
 def zero_observation(spec: EnvSpec, batch: tuple[int, ...]) -> Observation:
@@ -71,11 +95,17 @@ def zero_observation(spec: EnvSpec, batch: tuple[int, ...]) -> Observation:
 
 
 @remembered
+def params_form(agent: Agent) -> Params:
+    """The shapes and dtypes of the parameters that act, as jax.ShapeDtypeStruct."""
+    return jax.eval_shape(lambda key: agent.policy(agent.init(key)), np.zeros(2, np.uint32))
+
+
+@remembered
 def fragment_form(agent: Agent, spec: EnvSpec, envs: int) -> Trajectory:
     """The shapes and dtypes of a fragment of `envs` host environments, as jax.ShapeDtypeStruct."""
     rows, size = agent.plan.rows, (envs,)
     obs = zero_observation(spec, size)
-    params = jax.eval_shape(lambda key: agent.policy(agent.init(key)), np.zeros(2, np.uint32))
+    params = params_form(agent)
     keys = np.zeros((envs, 2), np.uint32)
     acting = Acting(keys, np.zeros(size, np.int32), np.ones((), bool), np.zeros(size, np.float32))
     action, carry, extras = jax.eval_shape(
@@ -148,13 +178,13 @@ def compiled_unroll(
     return trajectory, vstate, last, memory
 
 
-def act_here(act: ActRow, params: Params, key: Key, index: Array) -> ActHost:
-    """The acting of one fragment for `host_unroll`. act: a compiled `act_row`. index: best a JAX array."""
-    # What stays the same for all rows is put on the device once: a NumPy argument costs a copy per call.
-    key, explore = jax.device_put(key), _true()
+def act_here(act: ActRow, params: Params, keys: np.ndarray, index: Array) -> ActHost:
+    """The acting of one fragment for `host_unroll`. act: a compiled `act_keyed`. keys: of all rows, NumPy
+    [T, B, 2]. index: best a JAX array."""
+    explore = _true()  # on the device once: a NumPy argument costs a copy per call
 
     def row(obs: Observation, first: Array, reward: Array, t: int, carry: Carry) -> Any:
-        raw, carry, extras = act(params, carry, obs, first, reward, key, np.uint32(t), index, explore)
+        raw, carry, extras = act(params, carry, obs, first, reward, keys[t], index, explore)
         action = np.asarray(raw) if isinstance(raw, jax.Array) else jax.tree.map(np.asarray, raw)
         return action, carry, extras
 

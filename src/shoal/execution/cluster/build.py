@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -128,13 +129,16 @@ def _pool(
         crew = steppers(experiment, size, on.policy_actors, on.policy_cpus, on.policy_gpus)
     else:
         fetch = not (replayed and on.replay_shards)
-        crew = env_runners(experiment.recipe, experiment.seed, size, sharded=replayed, fetch=fetch)
+        crew = env_runners(experiment, size, sharded=replayed, fetch=fetch)
     placement = Placement(runners=on.at_first, cpus=on.cpus, resources=on.resources, strategy=on.strategy)
     fleet = RayFleet(crew, placement)
     undo.callback(fleet.close)
+    # What starts takes a core, as does the learner, which compiles: on a small machine the first result comes
+    # sooner if the other runners begin after the first.
+    at_once = max(1, (os.cpu_count() or 1) - 1) if joined.ours else None
     if on.runners != "auto":
-        return Pool(fleet, new, on.at_first, limits)
+        return Pool(fleet, new, on.at_first, limits, at_once=at_once)
     bounds = Bounds(least=on.min_runners, most=min(groups, on.max_runners or groups))
     beside = {"CPU": on.policy_cpus * on.policy_actors + on.learner_cpus * on.members}
     elastic = Elastic(bounds, lambda: room_for(joined.totals(), beside, each))
-    return Pool(fleet, new, on.at_first, limits, elastic=elastic.look)
+    return Pool(fleet, new, on.at_first, limits, elastic=elastic.look, at_once=at_once)

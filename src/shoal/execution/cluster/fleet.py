@@ -24,7 +24,8 @@ from shoal.execution.cluster.pool import AHEAD
 from shoal.execution.cluster.runner import EnvRunner
 from shoal.execution.cluster.session import kill_process
 from shoal.execution.cluster.stepper import Stepper
-from shoal.recipe import Experiment, Recipe
+from shoal.execution.unroll import params_form
+from shoal.recipe import Experiment
 
 NO_GROUP = -1
 GROUPED = ("PACK", "STRICT_PACK", "STRICT_SPREAD")
@@ -74,9 +75,10 @@ class Crew:
     beside: PolicyActors | None = None
 
 
-def env_runners(recipe: Recipe, seed: int, size: int, *, sharded: bool = False, fetch: bool = True) -> Crew:
+def env_runners(experiment: Experiment, size: int, *, sharded: bool = False, fetch: bool = True) -> Crew:
     """Runners that act themselves. sharded: they divide fragments for replay shards. fetch: see `Crew`."""
-    arguments = ray.put(pack(recipe)), seed, size, sharded
+    built = pack((experiment.recipe, params_form(experiment.agent)))
+    arguments = ray.put(built), experiment.seed, size, sharded
     return Crew(actor=EnvRunner, arguments=lambda runner: arguments, fetch=fetch)
 
 

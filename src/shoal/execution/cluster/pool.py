@@ -35,7 +35,7 @@ Look = Callable[[int, float, float, float], Decision | None]
 
 class Pool:
     """Runners under supervision. groups: number -> state to begin with (None: new). elastic: says whether the
-    number of runners shall change (see `elastic.Elastic.look`)."""
+    number of runners shall change (see `elastic.Elastic.look`). at_once: see `Staff`."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Pool:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         elastic: Look | None = None,
+        at_once: int | None = None,
     ) -> None:
         self._fleet, self._limits, self._clock = fleet, limits, clock
         self._elastic = elastic
@@ -55,7 +56,7 @@ class Pool:
         self._found: list[Delivery] = []
         self._events: deque[str] = deque(maxlen=EVENTS)
         self.counts = told = Counts()
-        self._staff = Staff(fleet, limits, told, self._events, clock, self._watch)
+        self._staff = Staff(fleet, limits, told, self._events, clock, self._watch, at_once)
         self._runners = self._staff.runners
         self._homes = Homes(fleet, self._groups, self._runners, told, self._events, clock)
         self.resize(runners, "as configured")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shoal.execution.cluster.shards import Stored
     from shoal.execution.host import Host
     from shoal.recipe import Recipe
-    from shoal.types import Trajectory
+    from shoal.types import Params, Trajectory
 
 
 class Collector:
@@ -66,17 +66,18 @@ class EnvRunner:
     is, which the error of a constructor does not."""
 
     def begin(self, luggage: Luggage, seed: int, size: int, sharded: bool = False) -> Any:
-        """Build the agent. luggage: the Recipe. sharded: fragments go to replay shards. Returns the identity
-        of this process (see `session.process_identity`)."""
+        """Build the agent. luggage: the Recipe, and the form of the parameters that act. sharded: fragments
+        go to replay shards. Returns the identity of this process (see `session.process_identity`)."""
         from shoal.execution.cluster.memory import settling
 
         with settling():
-            self._collector = self._built(unpack(luggage), seed, size, sharded)
+            recipe, form = unpack(luggage)
+            self._collector = self._built(recipe, form, seed, size, sharded)
         from shoal.execution.cluster.session import process_identity
 
         return process_identity()
 
-    def _built(self, recipe: Recipe, seed: int, size: int, sharded: bool) -> Collector:
+    def _built(self, recipe: Recipe, form: Params, seed: int, size: int, sharded: bool) -> Collector:
         from shoal.compiling import one_compiles
         from shoal.runtime import configure
 
@@ -92,7 +93,7 @@ class EnvRunner:
         host = Host(experiment, size)
         self._sealed = parcel is None  # replay shards take what is theirs as it is
         with one_compiles():
-            host.warm()  # a group that moves here after a loss shall not wait for the compiler
+            host.warm(form)  # a group that moves here after a loss shall not wait for the compiler
         return Collector(host, parcel)
 
     def collect(self, order: Order, *params: Any) -> tuple[Any, Any]:

@@ -14,7 +14,8 @@ RETRY_SECONDS = 30.0  # between attempts to start a runner, after some that fail
 
 
 class Staff:
-    """Runners by number; a number is never used again."""
+    """Runners by number; a number is never used again. at_once: so many are started before one is ready, the
+    others then (None: all of them)."""
 
     def __init__(
         self,
@@ -24,10 +25,12 @@ class Staff:
         events: deque[str],
         clock: Callable[[], float],
         watch: Watch,
+        at_once: int | None = None,
     ) -> None:
         self._fleet, self._limits, self._counts, self._events = fleet, limits, counts, events
         self._clock, self._watch = clock, watch
         self._next, self._failed, self._again = 0, 0, float("-inf")
+        self._at_once, self._held = at_once, 0  # not started yet
         self.runners: dict[int, Runner] = {}
         self.wanted = 0
 
@@ -40,7 +43,14 @@ class Staff:
         ranked = sorted(self.runners, key=lambda n: (self.runners[n].live, hosted[n], -n), reverse=True)
         for place, number in enumerate(ranked):  # also those that were to retire may stay
             self.runners[number].retiring = place >= runners
-        for _ in range(runners - len(self.runners)):
+        self._held = max(0, runners - len(self.runners))
+        self._release(at_once=self._at_once if not any(r.live for r in self.runners.values()) else None)
+
+    def _release(self, at_once: int | None = None) -> None:
+        """Start those that were held back; of all runners, at most so many."""
+        most = self._held if at_once is None else max(0, at_once - len(self.runners))
+        for _ in range(min(self._held, most)):
+            self._held -= 1
             self._start()
 
     @property
@@ -54,7 +64,7 @@ class Staff:
 
     def recruit(self) -> None:
         """Start runners in the place of those that were lost."""
-        staff = sum(not runner.retiring for runner in self.runners.values())
+        staff = self._held + sum(not runner.retiring for runner in self.runners.values())
         if staff < self.wanted and self._clock() >= self._again:
             self._again = float("-inf")
             for _ in range(self.wanted - staff):
@@ -72,6 +82,7 @@ class Staff:
         else:
             runner.ticket, runner.begun, runner.since = None, self._watch.now(), self._clock()
             self._failed, self._again = 0, float("-inf")
+            self._release()
             return True
         return False
 
