@@ -7,7 +7,12 @@ The public names are listed here once and imported when they are used, so that `
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# The threads of OpenBLAS, which NumPy and SciPy bring along, spin for 2^26 cycles before they sleep: a tenth
+# of a second of a core in every process that imports either, such as Ray's own. 2^20 are enough.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 __version__ = "0.1.0"
 

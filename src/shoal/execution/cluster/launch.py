@@ -11,7 +11,7 @@ import subprocess
 import sys
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,10 @@ def start(
     cpus: float,
     store: int | None,
     runtime_env: Mapping[str, Any] | None,
+    imported: Callable[[], None],
 ) -> Connection:
-    """A Ray of our own: as many CPUs as there are cores, or more where the run needs them."""
+    """A Ray of our own: as many CPUs as there are cores, or more where the run needs them. `imported` is
+    called once `ray` is."""
     # JAX warns of forks while it has threads. Ray's children only block SIGINT and then run another program,
     # so nothing of JAX is touched in them.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning, module="subprocess")
@@ -106,6 +108,7 @@ def start(
     with _environment({**_QUIET, **frugal}, {reaper.MARK: mark}), _without_servers():
         import ray
 
+        imported()
         context: Any = ray.init(
             address="local",
             num_cpus=total,

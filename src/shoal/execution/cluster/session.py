@@ -41,6 +41,7 @@ class _Ray:
     connection: launch.Connection | None = None
     made: bool = False  # Shoal made the connection, and ends it
     error: BaseException | None = None
+    imported: threading.Event = field(default_factory=threading.Event)  # or it failed
     ready: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     watcher: subprocess.Popen[bytes] | None = None
@@ -228,11 +229,15 @@ def _begin(
 
         def begin() -> launch.Connection:
             if asked is None or ours:
-                return launch.start(mark, shared.watcher, cpus, store, runtime_env)
+                return launch.start(mark, shared.watcher, cpus, store, runtime_env, shared.imported.set)
+            shared.imported.set()
             return launch.connect(asked, runtime_env)
 
         shared.watcher = launch.watch(mark) if ours else None
         threading.Thread(target=_keep, args=(shared, begin), name="shoal-ray", daemon=True).start()
+        # Beside Python of ours that import would take twice as long, and Ray's own processes, which are what
+        # runs beside us, begin after it.
+        shared.imported.wait()
         return shared
 
 
@@ -242,6 +247,7 @@ def _keep(shared: _Ray, begin: Callable[[], launch.Connection]) -> None:
         shared.connection = begin()
     except BaseException as error:
         shared.error = launch.translated(error, shared.asked)
+    shared.imported.set()
     unwanted = shared.over.is_set()  # who asked for it did not wait
     if shared.error is not None or unwanted:
         launch.shutdown()
