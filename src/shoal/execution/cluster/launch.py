@@ -32,10 +32,11 @@ _QUIET = {
 _FRUGAL = {
     "RAY_task_events_report_interval_ms": "0",  # a history of all tasks, for a dashboard that is not there
     "RAY_worker_niceness": "0",  # else 15: runners would starve beside whatever else the machine does
+    # Else Ray starts an idle worker for each CPU while it starts itself, which takes the processor from what
+    # has to be there first; and those that no runner takes stay, at 45 MB each.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
 }
-# Ray starts an idle worker for each CPU while it starts itself. Runners take them, and save 0.6 s of CPU time
-# each; where most would stay idle, at 45 MB each, they are not started.
-_NO_PRESTART = {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
 # What `ray.init` starts beside the store and the scheduler, whatever it is told (Ray 2.60): an autoscaler, a
 # reader of logs and the server of a dashboard, 47 to 56 MB and 0.8 s of processor time each; it waits for the
 # last of them. They serve nobody on a Ray that lives for one program and prints nothing.
@@ -104,8 +105,7 @@ def start(
     # so nothing of JAX is touched in them.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning, module="subprocess")
     total = max(os.cpu_count() or 1, math.ceil(cpus))
-    frugal = _FRUGAL if total <= 2 * cpus else {**_FRUGAL, **_NO_PRESTART}
-    with _environment({**_QUIET, **frugal}, {reaper.MARK: mark}), _without_servers():
+    with _environment({**_QUIET, **_FRUGAL}, {reaper.MARK: mark}), _without_servers():
         import ray
 
         imported()
