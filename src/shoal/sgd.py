@@ -43,7 +43,7 @@ def learner(
         batch = batches(state, experience, fold(key, 0))
         rows = split(batch.rows, 1) if batch.index is None else whole(batch.rows)
 
-        names: list[str] = []
+        names: list[str] = []  # of the metrics, noted when `step` is traced
 
         def step(state: State, number: Array) -> tuple[State, tuple[Array, Array | None]]:
             minibatch = rows_of(batch._replace(rows=rows), number)
