@@ -124,6 +124,24 @@ def test_several_steps_in_one_call_are_the_same_steps() -> None:
     assert all(np.isfinite(x) for x in update.metrics.values())
 
 
+def test_the_actor_climbs_where_the_critics_have_just_learned() -> None:
+    """Algorithm 1 of the paper: first the critics' step, then the actor's, of the same transitions."""
+    _, agent, state = made(policy_delay=2)
+    draws = drawn(4)
+    batch = agent.batches(state, draws, fold(key_for(0, "l"), 0))
+    obs, weight = draws.minibatches.obs.policy, draws.minibatches.weight
+    first, second = (jax.tree.map(lambda x, k=k: x[k], batch.rows) for k in range(2))
+    state = agent.apply(state, agent.grads(state, first, key_for(0, "g")))
+    gradient = agent.grads(state, second, key_for(0, "g"))
+    critic = double(state.params["critic"])
+
+    def actor_loss(actor: Any) -> float:
+        q = q_values(critic, obs[0].astype(np.float64), np.tanh(actor_output(actor, obs[0])))[0]
+        return -float((q * weight[0]).sum())
+
+    assert_close(gradient.sum["actor"], slopes(actor_loss, double(state.params["actor"])))
+
+
 def test_rows_without_weight_change_nothing_and_parts_add_up() -> None:
     _, agent, state = made(policy_delay=1)
     rows, key = minibatch(agent, state, drawn(), key_for(0, "k")), key_for(0, "g")
@@ -131,6 +149,7 @@ def test_rows_without_weight_change_nothing_and_parts_add_up() -> None:
     spoiled = jax.tree.map(
         lambda x: np.where(np.arange(N).reshape(-1, *[1] * (x.ndim - 1)) == 1, 7.0, x), rows
     )
+    spoiled["climbed"]["weight"] = rows["climbed"]["weight"]
     other = agent.grads(state, {**spoiled, "weight": rows["weight"]}, key)
     assert_close(gradient, other, rtol=1e-5, atol=1e-5)
     one, two = (agent.grads(state, part, fold(key, i)) for i, part in enumerate(halves(rows)))

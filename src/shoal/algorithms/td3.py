@@ -126,7 +126,11 @@ class TD3:
             return actions.to_env(raw), carry, {"raw_action": raw}
 
         def batches(state: State, draws: Draws, key: Key) -> Batch:
-            return Batch(minibatch_rows(draws.minibatches, cfg.discount, key, 1), None, draws.count)
+            rows = minibatch_rows(draws.minibatches, cfg.discount, key, 1)
+            # The actor climbs the critics where they have just learned (algorithm 1): in the minibatch before.
+            before = lambda x: jnp.concatenate([x[:1], x[:-1]])  # noqa: E731
+            climbed = {"obs": rows["obs"], "weight": rows["weight"]}
+            return Batch({**rows, "climbed": jax.tree.map(before, climbed)}, None, draws.count)
 
         def critic_loss(params: Params, rows: Any, target: Params) -> Any:
             noise = jnp.clip(
@@ -141,8 +145,9 @@ class TD3:
             return over_all_rows(error, metrics, weight)
 
         def actor_loss(params: Params, rows: Any, critic: Params) -> jax.Array:
-            first, *_ = critics.values(critic, rows["obs"], act_of(params, rows["obs"]))
-            return -(first * rows["weight"]).sum()
+            obs, weight = rows["climbed"]["obs"], rows["climbed"]["weight"]
+            first, *_ = critics.values(critic, obs, act_of(params, obs))
+            return -(first * weight).sum()
 
         def due(state: State) -> jax.Array:
             """Whether the actor moves in this step: in the last of every `policy_delay`."""
