@@ -127,7 +127,7 @@ class TD3:
 
         def batches(state: State, draws: Draws, key: Key) -> Batch:
             rows = minibatch_rows(draws.minibatches, cfg.discount, key, 1)
-            # The actor climbs the critics where they have just learned (algorithm 1): in the minibatch before.
+            # The actor climbs the critics where they have just learned (algorithm 1): the minibatch before.
             before = lambda x: jnp.concatenate([x[:1], x[:-1]])  # noqa: E731
             climbed = {"obs": rows["obs"], "weight": rows["weight"]}
             return Batch({**rows, "climbed": jax.tree.map(before, climbed)}, None, draws.count)
