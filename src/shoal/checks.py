@@ -2,9 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from shoal.errors import ShoalError
+
+_KINDS: Mapping[type, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (bool, "True or False"),
+    str: (str, "a text"),
+}
+
+
+def typed(config: Any) -> None:
+    """Each field of a dataclass that is annotated as int, float, bool, str, Literal or tuple[int, ...] (or
+    None beside it) is such a value. Other annotations are left to those who know them."""
+    name = type(config).__name__
+    for field, kinds in _annotated(type(config)).items():
+        value = getattr(config, field)
+        wrong = [why for kind in kinds if (why := _not_a(kind, value)) is not None]
+        if len(wrong) == len(kinds):
+            raise ShoalError(f"{name}: {field} must be {' or '.join(wrong)}, got {value!r}")
+
+
+@cache
+def _annotated(cls: type) -> dict[str, tuple[Any, ...]]:
+    """field -> the kinds of value that it may have, of the fields of which all are known here."""
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(hint) if union else (hint,)
+        if all(_known(kind) for kind in kinds):
+            found[field.name] = kinds
+    return found
+
+
+def _known(kind: Any) -> bool:
+    return kind in (*_KINDS, type(None), tuple[int, ...]) or typing.get_origin(kind) is Literal
+
+
+def _not_a(kind: Any, value: Any) -> str | None:
+    """What a value of this kind would be, where this is none."""
+    if kind is type(None):
+        return None if value is None else "None"
+    if typing.get_origin(kind) is Literal:
+        words = f"one of {', '.join(map(repr, typing.get_args(kind)))}"
+        return None if isinstance(value, str) else words  # which of them, is checked where they are known
+    if kind == tuple[int, ...]:
+        whole = isinstance(value, tuple | list) and all(_not_a(int, one) is None for one in value)
+        return None if whole else "whole numbers such as (64, 64)"
+    form, words = _KINDS[kind]
+    right = isinstance(value, form) and (kind is bool or not isinstance(value, bool))
+    return None if right else words
 
 
 def at_least(config: Any, bound: float, *names: str, strictly: bool = False) -> None:

@@ -23,7 +23,7 @@ from transitions import (
     slopes,
 )
 
-from shoal import DDPG, TD3, ShoalError, Trainer
+from shoal import DDPG, TD3, ParameterServer, ShoalError, Trainer
 from shoal.counters import add, value, zero
 from shoal.execution.local import Local
 from shoal.keys import fold, key_for
@@ -140,6 +140,35 @@ def test_the_actor_climbs_where_the_critics_have_just_learned() -> None:
         return -float((q * weight[0]).sum())
 
     assert_close(gradient.sum["actor"], slopes(actor_loss, double(state.params["actor"])))
+
+
+@pytest.mark.parametrize("mode", ["async", "stale"])
+def test_the_actor_moves_whatever_step_its_gradient_becomes(mode: str) -> None:
+    """With two groups every gradient is computed at an even count of updates: a part that depended on it
+    would be missing in each step in which the actor moves."""
+    td3 = TD3(**{**TINY, "rollout_length": 8, "learning_starts": 16})
+    with Trainer(
+        td3, Identity(Box((1,), -1.0, 1.0)), on=ParameterServer(envs=2, inline=True, mode=mode)
+    ) as trainer:
+        before = jax.device_get(trainer._run.learner.state)
+        while value(trainer._run.learner.state.updates) < 20:
+            trainer.train()
+        after = jax.device_get(trainer._run.learner.state)
+    kernel = lambda state: state.params["actor"]["policy"]["head"]["kernel"]  # noqa: E731
+    assert np.abs(kernel(after) - kernel(before)).max() > 1e-3
+    assert int(after.opt["actor"].count) == value(after.updates) // td3.policy_delay
+
+
+def test_the_actors_rows_weigh_as_much_as_the_critics() -> None:
+    """Both sums are divided by the critics' weight, and the actor's minibatch is another one."""
+    _, agent, state = made(policy_delay=1)
+    draws = drawn(3)
+    weight = np.ones((3, N), np.float32)
+    weight[0, 1:], weight[2] = 0.0, 0.0  # one row that counts, all, none
+    minibatches = draws.minibatches._replace(weight=weight)
+    rows = agent.batches(state, draws._replace(minibatches=minibatches), key_for(0, "k")).rows
+    np.testing.assert_allclose(rows["climbed"]["weight"].sum(1), [1, N, 0])
+    np.testing.assert_allclose(rows["climbed"]["weight"][1], N * weight[0])
 
 
 def test_rows_without_weight_change_nothing_and_parts_add_up() -> None:

@@ -1,4 +1,4 @@
-"""The algorithms, by name. A new one is one file, its test, and one line here."""
+"""The algorithms, by name. A new one is one file, its test, its page, and one line here."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ PRESETS = {
     "a3c": "shoal.algorithms.a2c:A3C",
     "rainbow": "shoal.algorithms.dqn:Rainbow",
     "apex": "shoal.algorithms.dqn:ApexDQN",
+    "ddpg": "shoal.algorithms.td3:DDPG",
 }
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from shoal.actor import actor_for, stochastic
-from shoal.checks import at_least, between
+from shoal.checks import at_least, between, typed
 from shoal.counters import as_float
 from shoal.networks import NetworkFn
 from shoal.returns import explained_variance, gae, normalized
@@ -69,6 +69,7 @@ class A2C:
     """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, 1, "rollout_length", "anneal_steps")
         at_least(self, 0, "entropy_coefficient", "value_coefficient", "memory")
         between(self, 0, 1, "discount", "gae_lambda")

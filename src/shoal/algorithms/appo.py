@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from shoal.actor import actor_for, stochastic
-from shoal.checks import at_least, between
+from shoal.checks import at_least, between, typed
 from shoal.counters import as_float
 from shoal.networks import NetworkFn
 from shoal.returns import explained_variance, normalized, vtrace
@@ -90,6 +90,7 @@ class APPO:
     """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, 1, "rollout_length", "epochs", "minibatches", "target_every", "anneal_steps")
         at_least(self, 0, "entropy_coefficient", "value_coefficient", "memory", "staleness")
         between(self, 0, 1, "discount", "gae_lambda", "target_tau")

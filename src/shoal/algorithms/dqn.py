@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shoal.checks import at_least, between
+from shoal.checks import at_least, between, typed
 from shoal.choices import masked_argmax, of_action
 from shoal.counters import as_float
 from shoal.errors import ShoalError
@@ -153,6 +153,7 @@ class DQN:
     """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, 1, "rollout_length", "capacity", "batch_size", "train_every", "gradient_steps")
         at_least(self, 1, "n_step", "target_every", "epsilon_steps", "importance_steps", "anneal_steps")
         at_least(self, 1, "sequence_length")

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from shoal.actor import actor_for, stochastic
-from shoal.checks import at_least, between
+from shoal.checks import at_least, between, typed
 from shoal.counters import as_float
 from shoal.networks import NetworkFn
 from shoal.returns import explained_variance, gae, normalized
@@ -80,6 +80,7 @@ class PPO:
     """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, 1, "rollout_length", "epochs", "minibatches")
         at_least(self, 0, "entropy_coefficient", "value_coefficient", "memory")
         between(self, 0, 1, "discount", "gae_lambda")

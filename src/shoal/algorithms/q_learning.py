@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import jax
 
+from shoal.checks import typed
 from shoal.tabular.learning import Steps, check_settings, greedy_value, table_agent
 from shoal.types import Agent, EnvSpec
 
@@ -40,6 +41,7 @@ class QLearning:
     """Environment steps over which epsilon falls linearly. Raising it explores longer."""
 
     def __post_init__(self) -> None:
+        typed(self)
         check_settings(self)
 
     def bind(self, spec: EnvSpec) -> Agent:

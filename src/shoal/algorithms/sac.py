@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shoal.checks import at_least, between
+from shoal.checks import at_least, between, typed
 from shoal.counters import add, as_float
 from shoal.critics import critics_for, least, minibatch_rows, polyak, without_memory
 from shoal.keys import fold, normal, uniform
@@ -85,6 +85,7 @@ class SAC:
     """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, 1, "rollout_length", "capacity", "batch_size", "train_every", "gradient_steps")
         at_least(self, 1, "n_step", "critics")
         at_least(self, 0, "learning_starts", "temperature_learning_rate")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from shoal.checks import typed
 from shoal.tabular.learning import Steps, check_settings, mean_value, table_agent
 from shoal.types import Agent, EnvSpec
 
@@ -44,6 +45,7 @@ class SARSA:
     """Environment steps over which epsilon falls linearly. Raising it explores longer."""
 
     def __post_init__(self) -> None:
+        typed(self)
         check_settings(self)
 
     def bind(self, spec: EnvSpec) -> Agent:

@@ -6,6 +6,7 @@ fragments -> replay -> minibatches -> r + gamma min Q_target(s', pi_target(s') +
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shoal.checks import at_least, between
+from shoal.checks import at_least, between, typed
 from shoal.counters import add, as_float, zero
 from shoal.critics import critics_for, least, minibatch_rows, polyak, without_memory
 from shoal.keys import fold, normal, uniform
@@ -86,6 +87,7 @@ class TD3:
     """A function from observation space to Network, in place of the built-in layers (Python only)."""
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, 1, "rollout_length", "capacity", "batch_size", "train_every", "gradient_steps")
         at_least(self, 1, "n_step", "critics", "policy_delay")
         at_least(self, 0, "learning_starts", "exploration_noise", "target_noise", "target_noise_clip")
@@ -129,8 +131,11 @@ class TD3:
             rows = minibatch_rows(draws.minibatches, cfg.discount, key, 1)
             # The actor climbs the critics where they have just learned (algorithm 1): the minibatch before.
             before = lambda x: jnp.concatenate([x[:1], x[:-1]])  # noqa: E731
-            climbed = {"obs": rows["obs"], "weight": rows["weight"]}
-            return Batch({**rows, "climbed": jax.tree.map(before, climbed)}, None, draws.count)
+            total = jnp.asarray(rows["weight"]).sum(1, keepdims=True)
+            # Its rows weigh as much in all as those of the critics, by whose weight both sums are divided.
+            weight = before(rows["weight"]) * (total / jnp.maximum(before(total), 1e-8))
+            climbed = {"obs": jax.tree.map(before, rows["obs"]), "weight": weight}
+            return Batch({**rows, "climbed": climbed}, None, draws.count)
 
         def critic_loss(params: Params, rows: Any, target: Params) -> Any:
             noise = jnp.clip(
@@ -153,18 +158,33 @@ class TD3:
             """Whether the actor moves in this step: in the last of every `policy_delay`."""
             return state.updates.low % np.uint32(cfg.policy_delay) == np.uint32(cfg.policy_delay - 1)
 
-        def grads(state: State, rows: Any, key: Key) -> Gradient:
-            del key  # the noise is part of the rows, so that halves of a minibatch add up to the whole
+        def critics_and(actor: Callable[..., Any], state: State, rows: Any) -> Gradient:
+            """The gradient, of which `actor` gives (the loss to show, its part)."""
             target, params = state.extra["td3_target"], state.params
             critic = gradient_of(lambda p, r: critic_loss(p, r, target), params["critic"], rows)
-            loss, actor_sum = jax.lax.cond(
-                due(state),
-                lambda: jax.value_and_grad(actor_loss)(params["actor"], rows, params["critic"]),
-                lambda: (jnp.float32(0), jax.tree.map(jnp.zeros_like, params["actor"])),
-            )
-            # The actor's loss is known in one step of `policy_delay`: what stands for the others is as much.
-            metrics = {**critic.metrics, "loss/actor": cfg.policy_delay * loss}
-            return Gradient({"actor": actor_sum, "critic": critic.sum}, critic.weight, metrics)
+            loss, actor_sum = actor(params["actor"], rows, params["critic"])
+            total = {"actor": actor_sum, "critic": critic.sum}
+            return Gradient(total, critic.weight, {**critic.metrics, "loss/actor": loss})
+
+        def grads(state: State, rows: Any, key: Key) -> Gradient:
+            # With the actor's part always: on a parameter server nobody knows which step this will be.
+            del key  # the noise is part of the rows, so that halves of a minibatch add up to the whole
+            return critics_and(jax.value_and_grad(actor_loss), state, rows)
+
+        def grads_in_order(state: State, rows: Any, key: Key) -> Gradient:
+            """The same where the next step is the one to be made: the actor's part only if it moves."""
+            del key
+
+            def actor(params: Params, rows: Any, critic: Params) -> Any:
+                loss, part = jax.lax.cond(
+                    due(state),
+                    lambda: jax.value_and_grad(actor_loss)(params, rows, critic),
+                    lambda: (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)),
+                )
+                # The loss is known in one step of `policy_delay`: what stands for the others is as much.
+                return cfg.policy_delay * loss, part
+
+            return critics_and(actor, state, rows)
 
         def apply(state: State, gradient: Gradient) -> State:
             parts, weight = gradient.sum.items(), gradient.weight
@@ -210,7 +230,7 @@ class TD3:
             grads=grads,
             apply=apply,
             observe=count_steps,
-            learn=learner(batches, grads, apply),
+            learn=learner(batches, grads_in_order, apply),
         )
 
 
