@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 
-from shoal import PPO, Compiled, Local, Policy, Result, ShoalError, Trainer
+from shoal import A2C, DQN, PPO, Compiled, Local, Policy, Result, ShoalError, Trainer, checkpoint
+from shoal.counters import value
 from shoal.rundir import RunDir
 
 SMALL = PPO(rollout_length=16, epochs=1, minibatches=2, hidden=(8,))
@@ -114,11 +116,83 @@ def test_memory_follows_the_episode() -> None:
         assert batch == fresh and again.shape == (1,)
 
 
-def test_warm_start_takes_parameters_only(trained: Trainer, tmp_path: Path) -> None:
+def test_warm_start_takes_what_was_learned(trained: Trainer, tmp_path: Path) -> None:
     place = trained.save(tmp_path / "save")
     with Trainer(SMALL, "CartPole-v1", seed=9, warm_start=place) as trainer:
         assert trainer.fingerprint() == trained.fingerprint()
         assert trainer.summary()["env_steps"] == 0
+    with pytest.raises(ShoalError, match="normalize_observations=False: give that here too"):
+        Trainer(SMALL, "CartPole-v1", warm_start=place, normalize_observations=True)
+    with pytest.raises(ShoalError, match="holds a policy alone"):
+        Trainer(SMALL, "CartPole-v1", warm_start=trained.policy().save(tmp_path / "policy"))
+
+
+def test_warm_start_takes_targets_and_statistics(tmp_path: Path) -> None:
+    """A fresh target network would teach the loaded parameters noise, and fresh statistics would show them
+    other observations than they know."""
+    dqn = DQN(hidden=(4,), learning_starts=8, batch_size=8, rollout_length=8, target_every=2)
+    with Trainer(dqn, "CartPole-v1", normalize_observations=True, run_dir=tmp_path / "run") as trainer:
+        trainer.fit(256)
+        was = jax.device_get(trainer._run.learner.state)
+    with Trainer(
+        dqn, "CartPole-v1", seed=1, normalize_observations=True, warm_start=tmp_path / "run"
+    ) as again:
+        now = jax.device_get(again._run.learner.state)
+    assert {"dqn_target", "observation_stats"} <= was.extra.keys()
+    for a, b in zip(*map(jax.tree.leaves, (was.extra, now.extra)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert value(now.updates) == value(now.env_steps) == 0
+
+
+def test_other_settings_are_another_run(tmp_path: Path) -> None:
+    with Trainer(SMALL, "CartPole-v1") as trainer:
+        place = trainer.save(tmp_path / "save")
+    with pytest.raises(ShoalError, match=r"has discount=0.5, and this run discount=0.99"):
+        Trainer.restore(place, algorithm=replace(SMALL, discount=0.5))
+    with pytest.raises(ShoalError, match="is of ppo, and algorithm= is a2c"):
+        Trainer.restore(place, algorithm=A2C(hidden=(8,)))
+    with Trainer.restore(place, algorithm=SMALL):
+        pass
+
+
+def test_a_run_directory_names_its_last_and_its_best_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Trainer(SMALL, "CartPole-v1", run_dir=folder, evaluate_every=128, evaluate_episodes=2) as trainer:
+        trainer.fit(1000)
+        last = trainer.policy()
+    run = RunDir.read(folder)
+    assert run.best is not None
+    best = checkpoint.load(run.best.path).info["progress"]["env_steps"]
+    with Trainer.restore(folder, best=True) as again:
+        assert again.summary()["env_steps"] == best
+        chosen = again.policy()
+    for policy, how in ((last, {}), (chosen, {"best": True})):
+        loaded = Policy.load(folder, **how)
+        for a, b in zip(*map(jax.tree.leaves, (policy.params, loaded.params)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ShoalError, match="chooses among a run directory's checkpoints"):
+        Policy.load(run.best.path, best=True)
+    with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "none"):
+        pass
+    with pytest.raises(ShoalError, match="has made no checkpoint yet"):
+        Policy.load(tmp_path / "none")
+    with pytest.raises(ShoalError, match="noted no best checkpoint"):
+        Trainer.restore(tmp_path / "none", best=True)
+
+
+def test_a_finished_run_stays_finished_until_it_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Trainer(SMALL, "CartPole-v1", run_dir=folder) as trainer:
+        trainer.fit(200)
+    summary = RunDir.read(folder).summary
+    with Trainer.resume(folder) as again:
+        assert again.fit()["env_steps"] == trainer.summary()["env_steps"]  # the goal is noted with the run
+    assert RunDir.read(folder).summary == summary
+    with Trainer.resume(folder) as again:
+        again.train()
+        assert RunDir.read(folder).summary is None
+        again.fit(600)
+    assert RunDir.read(folder).goal == {"steps": 600, "seconds": None, "target_return": None}
 
 
 def test_fit_stops(trained: Trainer) -> None:
@@ -218,6 +292,12 @@ def test_names_are_not_imported_without_consent(tmp_path: Path) -> None:
         (lambda: Trainer(SMALL, "CartPole-v1", on="local"), "on= must be one of"),
         (lambda: Trainer(SMALL, "CartPole-v1", seed=-1), "seed must be at least 0"),
         (lambda: Trainer(SMALL, "CartPole-v1", sinks=["tensorbord"]), "did you mean 'tensorboard'"),
+        (lambda: Trainer(SMALL, "CartPole-v1", sinks="wandb"), r"several names such as \('wandb',\)"),
+        (lambda: Trainer(SMALL, "CartPole-v1", seed=1.5), "seed must be a whole number, got 1.5"),
+        (lambda: Trainer(SMALL, "CartPole-v1", evaluate_every=0), "evaluate_every must be at least 1"),
+        (lambda: Trainer(SMALL, "CartPole-v1", checkpoint_every=-1), "checkpoint_every must be at least 1"),
+        (lambda: Trainer(SMALL, "CartPole-v1").fit(0), "steps must be at least 1, got 0"),
+        (lambda: Trainer(SMALL, "CartPole-v1").fit(), "fit needs a goal"),
         (lambda: Local(envs=8, groups=3), "groups=3 must divide envs=8"),
         (lambda: Trainer(SMALL, "CartPole-v1").save(), "needs a path"),
     ],

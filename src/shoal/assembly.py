@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from shoal.config import algorithm_to_json, environment_to_json, executor_to_json, spec_to_json, versions
@@ -15,6 +16,7 @@ from shoal.runtime import configure
 from shoal.sinks import check_sinks
 
 _LEAST = {"seed": 0, "keep_checkpoints": 1, "evaluate_episodes": 1, "threads": 1}
+_LEAST_OR_NONE = {"checkpoint_every": 1, "evaluate_every": 1}
 
 
 class Assembly(NamedTuple):
@@ -28,10 +30,31 @@ def check(algorithm: Any, on: Executor, options: Mapping[str, Any]) -> None:
     """What can be refused before anything is begun. options: the Trainer's, by name."""
     algorithm_to_json(algorithm)
     executor_to_json(on)
-    for name, least in _LEAST.items():
-        if options[name] < least:
-            raise ShoalError(f"{name} must be at least {least}, got {options[name]}")
+    for name, least in {**_LEAST, **_LEAST_OR_NONE}.items():
+        if options[name] is None and name in _LEAST_OR_NONE:
+            continue
+        _check_number(name, options[name], least, Integral)
+    if options["checkpoint_seconds"] is not None:
+        _check_number("checkpoint_seconds", options["checkpoint_seconds"], 0, Real)
     check_sinks(options["sinks"])
+
+
+def check_goal(goal: Mapping[str, Any]) -> None:
+    """Of `Trainer.fit`: steps, seconds, target_return, of which one at least is not None."""
+    if all(limit is None for limit in goal.values()):
+        raise ShoalError("fit needs a goal: steps=, seconds= or target_return=")
+    if goal["steps"] is not None:
+        _check_number("steps", goal["steps"], 1, Real)  # 1e6 will do
+    if goal["seconds"] is not None:
+        _check_number("seconds", goal["seconds"], 0, Real)
+
+
+def _check_number(name: str, value: Any, least: int, kind: type) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        words = "a whole number" if kind is Integral else "a number"
+        raise ShoalError(f"{name} must be {words}, got {value!r}")
+    if not value >= least:  # NaN neither
+        raise ShoalError(f"{name} must be at least {least}, got {value}")
 
 
 def assemble(

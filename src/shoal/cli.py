@@ -158,7 +158,8 @@ def evaluate(arguments: list[str], failure: Failure) -> int:
     warnings.filterwarnings("ignore", MOVED)  # to play episodes, one device does
     on = cli_cluster.in_process(Path(options.run))
     video = None if options.video is None else Path(options.video or Path(options.run) / "videos")
-    with Trainer.restore(options.run, on=on, trust_imports=options.trust_imports) as trainer:
+    how = {"trust_imports": options.trust_imports, "best": options.best}
+    with Trainer.restore(options.run, on=on, **how) as trainer:
         print(trainer.evaluate(options.episodes, explore=options.explore, video=video))
     if video is not None:
         print(f"video: {', '.join(str(p) for p in sorted(video.glob('*.mp4'))) or video}")

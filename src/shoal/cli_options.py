@@ -23,6 +23,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, SuppressFixed, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from shoal.elsewhere import meant
 from shoal.errors import ShoalError, did_you_mean
 
 
@@ -36,6 +37,12 @@ class Stopping:
     """Mean return of the last 100 training episodes."""
     seconds: float | None = None
     """Wall-clock seconds of the whole run."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ShoalError(f"--steps must be at least 1, got {self.steps}")
+        if self.seconds is not None and not self.seconds >= 0:
+            raise ShoalError(f"--seconds must be at least 0, got {self.seconds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,8 @@ class Run:
     time_limit: int | None = None
     """Cut episodes after this many steps; None keeps the environment's own limit."""
     vector: bool = False
-    """Use the environment's own vector version, if it has one: faster, seeded as a whole."""
+    """Use the environment's own vector version, if it has one, seeded as a whole. It pays with many
+    environments: PPO on CartPole was twice as fast with 64, and a little slower with 8."""
     normalize_observations: bool = False
     """Shift and scale observations by running statistics. Helps continuous control."""
     scale_rewards: bool = False
@@ -179,6 +187,8 @@ class Evaluate:
 
     run: Annotated[str, Positional, arg(metavar="RUN")]
     """A run directory (its latest checkpoint) or a checkpoint."""
+    best: bool = False
+    """Of a run directory the checkpoint that evaluated best."""
     episodes: int = 20
     """Episodes to play."""
     explore: bool = False
@@ -300,9 +310,7 @@ def check_flags(parts: Mapping[str, type], argv: Sequence[str]) -> None:
         if not re.match(r"--[a-z]", flag):
             continue
         if flag not in known:
-            near = did_you_mean(flag, known)
-            hint = near if near.startswith("did") else "--help lists them all"
-            raise ShoalError(f"unknown option {flag}: {hint}")
+            raise ShoalError(f"unknown option {flag}: {meant(flag[2:], [name[2:] for name in known])}")
         if "Callable" in str(known[flag]):
             raise ShoalError(f"{flag} is a function: it can be given in Python only")
 

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal import algorithms, cli_cluster, storage
+from shoal import algorithms, cli_cluster
 from shoal.cli_list import read_json
 from shoal.cli_options import RESUME, TRAIN, OnCluster, OnServer, Run, Stopping, key_values, parse
 from shoal.display import Display, Goal, Row, duration, number, quantity
 from shoal.errors import ShoalError
 from shoal.mesh import parsed
+from shoal.rundir import RunDir
 from shoal.signals import INTERRUPTED, Signals
 
 STEPS = 500_000  # where neither --steps nor --target-return nor --seconds says when to stop
-GOAL = "goal.json"  # in the run directory: what the run was asked to reach, for `resume`
 
 InRun = Callable[[Path], None]  # told the run directory as soon as what breaks belongs to it
 
@@ -69,7 +69,7 @@ def resume(arguments: Sequence[str], in_run: InRun) -> int:
     with Trainer.resume(run_dir, on=on, trust_imports=options.trust_imports) as trainer:
         in_run(run_dir)
         (run_dir / "error.txt").unlink(missing_ok=True)
-        before = read_json(run_dir / GOAL) if stop == Stopping() else None
+        before = RunDir.read(run_dir).goal if stop == Stopping() else None
         goal = Goal(**before) if before else goal_of(stop)
         config = trainer.config
         title = f"{config['algorithm']['name']} on {config['spec']['id']}, seed {config['seed']}"
@@ -157,7 +157,6 @@ def _watched(goal: Goal, title: str, work: Callable[[Callable[..., None]], None]
 
 def _fit(trainer: Any, goal: Goal, run_dir: Path, title: str, plot_to: str | None) -> int:
     """Train until done or interrupted; then say what came of it and where it lies."""
-    storage.write_json(run_dir / GOAL, vars(goal))
     print(f"run: {run_dir}", flush=True)
     limits = {"seconds": goal.seconds, "target_return": goal.target_return}
 
@@ -212,7 +211,6 @@ def _train_seeds(
 
     whole = _watched(goal, title, work)
     for seed, row in latest.items():
-        storage.write_json(run_dir / f"seed_{seed}" / GOAL, vars(goal))
         print(f"seed {seed}: {outcome({**row, 'seconds': row['timing/seconds']})}")
     print(
         f"run: {run_dir}"

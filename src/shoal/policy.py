@@ -13,6 +13,7 @@ from shoal import checkpoint, spaces
 from shoal.errors import ShoalError
 from shoal.execution.unroll import act_row
 from shoal.keys import key_for
+from shoal.rundir import newest
 from shoal.types import Agent, Carry, EnvSpec, Observation, Params
 
 
@@ -87,14 +88,17 @@ class Policy:
         return target
 
     @staticmethod
-    def load(path: str | Path, *, algorithm: Any = None, trust_imports: bool = False) -> Policy:
-        """A policy saved by `Policy.save`, or the acting part of a training checkpoint.
+    def load(
+        path: str | Path, *, algorithm: Any = None, trust_imports: bool = False, best: bool = False
+    ) -> Policy:
+        """A policy saved by `Policy.save`, or the acting part of a training checkpoint, or of a run
+        directory's last one (or its best one).
 
         algorithm: must be given again where it held functions of yours (`network=`).
         """
         from shoal.config import agent_of, spec_from_json
 
-        loaded = checkpoint.load(path)
+        loaded = newest(path, best=best)
         config = loaded.info["config"]
         spec = spec_from_json(config["spec"])
         agent = agent_of(config, spec, algorithm=algorithm, trust_imports=trust_imports)
@@ -109,8 +113,13 @@ class Policy:
 def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...]) -> Observation:
     """An environment's own observation by role, cast and checked against the spec: [*batch, ...].
 
-    Raises ShoalError where a part is missing or has another shape.
+    Raises ShoalError where a part is missing or has another shape, where numbers are none that the space
+    can hold, and where a mask is missing or not called for.
     """
+    if isinstance(obs, tuple) and not isinstance(spec.observation, spaces.Tuple):
+        raise ShoalError(f"an observation of {spec.id} is no tuple: take the first of what reset gives")
+    if mask is not None and not spec.masked:
+        raise ShoalError(f"{spec.id} has no action masks: the policy was trained without, and ignores them")
     policy, critic = obs, None
     if isinstance(obs, Mapping):
         rest = {k: v for k, v in obs.items() if not (spec.masked and k == "action_mask")}
@@ -124,9 +133,11 @@ def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...]) -
         missing = spaces.zeros(spec.critic, batch)
         critic = missing if critic is None else _cast(spec.critic, critic, batch, spec.id)
     if spec.masked:
-        mask = None if mask is None else _flat_mask(spec.action, mask, batch)
         if mask is None:
-            mask = np.ones((*batch, sum(spaces.choices(spec.action))), bool)
+            raise ShoalError(
+                f"{spec.id} says which actions are allowed: give that too, as mask=info['action_mask']"
+            )
+        mask = _flat_mask(spec.action, mask, batch)
     return Observation(_cast(spec.observation, policy, batch, spec.id), critic, mask if spec.masked else None)
 
 
@@ -139,12 +150,32 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
             )
         return {k: _cast(s, obs[k], batch, name) for k, s in space.spaces}
     if isinstance(space, spaces.Tuple):
+        if not isinstance(obs, tuple | list) or len(obs) != len(space.spaces):
+            raise ShoalError(f"an observation of {name} has a tuple of {len(space.spaces)} parts here")
         return tuple(_cast(s, o, batch, name) for s, o in zip(space.spaces, obs, strict=True))
     like = spaces.zeros(space, batch)
     array = np.asarray(obs)
     if array.shape != like.shape:
         raise ShoalError(f"an observation of {name} has shape {like.shape}, got {array.shape}")
-    return array.astype(like.dtype)
+    if np.issubdtype(like.dtype, np.floating):
+        if array.dtype.kind not in "biuf":
+            raise ShoalError(f"an observation of {name} is of numbers, got {array.dtype}")
+        array = array.astype(like.dtype)
+        if np.isnan(array).any():
+            raise ShoalError(f"an observation of {name} holds NaN, which no policy was trained with")
+        return array
+    if array.dtype.kind not in "biu":
+        raise ShoalError(
+            f"an observation of {name} is of whole numbers ({like.dtype}) here, got {array.dtype}: give it "
+            "as the environment does, not scaled"
+        )
+    cast = array.astype(like.dtype)
+    beyond = cast != array
+    if isinstance(space, spaces.Discrete):
+        beyond = beyond | (cast < space.start) | (cast >= space.start + space.n)
+    if beyond.any():
+        raise ShoalError(f"an observation of {name} is {array[beyond].flat[0]}, which is not in {space}")
+    return cast
 
 
 def _flat_mask(space: spaces.Space, mask: Any, batch: tuple[int, ...]) -> np.ndarray:

@@ -28,6 +28,7 @@ class Recorder:
         self._saved_steps = env_steps
         self._saved_moment = time.monotonic()
         self._waiting: int | None = None
+        self._begun = False  # here
 
     def take(
         self,
@@ -42,6 +43,9 @@ class Recorder:
         waiting: the environment steps of parameters whose verdict will come later. Their checkpoint is made
         in time and kept until then.
         """
+        if not self._begun:
+            self._begun = True
+            self.run.forget_summary()
         for writer in self._writers:  # before any checkpoint of this iteration, which implies its row
             writer.write(result)
         steps = int(result["env_steps"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from shoal.execution import Executor
 from shoal.execution.cluster import Cluster
 from shoal.execution.parameter_server import ParameterServer
 from shoal.recorder import Recorder
-from shoal.rundir import RunDir
+from shoal.rundir import RunDir, newest
 
 if TYPE_CHECKING:
     from shoal.trainer import Trainer
@@ -38,6 +39,9 @@ _KEPT += ("keep_checkpoints", "evaluate_every", "evaluate_episodes", "threads", 
 MOVED = "this run learned "  # how the warning begins that it goes on over other devices
 
 
+_STATE = "policies/main"  # where a checkpoint has the learner's
+
+
 class Given(NamedTuple):
     """What is given anew, in the place of what was recorded; None: nothing."""
 
@@ -48,13 +52,13 @@ class Given(NamedTuple):
     trust_imports: bool = False
 
 
-def restored(make: type[Trainer], path: str | Path, given: Given, run_dir: str | Path | None) -> Trainer:
+def restored(
+    make: type[Trainer], path: str | Path, given: Given, run_dir: str | Path | None, *, best: bool
+) -> Trainer:
     """See `Trainer.restore`."""
-    place = Path(path)
-    is_run = (place / "config.json").exists()
-    loaded = (RunDir.read(place).latest_checkpoint() if is_run else None) or checkpoint.load(place)
+    loaded = newest(path, best=best)
     if loaded.info.get("kind") != "trainer":
-        raise ShoalError(f"{place} holds a policy, not a training run: load it with Policy.load")
+        raise ShoalError(f"{path} holds a policy, not a training run: load it with Policy.load")
     trainer = _rebuilt(make, loaded.info["config"], given, loaded)
     try:
         if run_dir is not None:
@@ -105,7 +109,7 @@ def _stand(trainer: Trainer, loaded: checkpoint.Loaded) -> None:
     """Let a new Trainer stand where a snapshot was taken."""
     progress, arrays = loaded.info["progress"], loaded.arrays
     learner = trainer._run.learner
-    learner.state = checkpoint.restore(learner.state, arrays, "policies/main")
+    learner.state = checkpoint.restore(learner.state, arrays, _STATE)
     trainer._run.load(arrays, "run")
     trainer._progress.load(progress, arrays, "episodes")
     form = jax.eval_shape(trainer._agent.policy, learner.state)
@@ -113,12 +117,25 @@ def _stand(trainer: Trainer, loaded: checkpoint.Loaded) -> None:
 
 
 def take_parameters(trainer: Trainer, path: str | Path) -> None:
-    """Begin with the parameters of a checkpoint, and nothing else of it."""
-    loaded = checkpoint.load(path)
+    """Begin with what a checkpoint has learned: its parameters, and what was made of or with them (target
+    networks, running statistics). Counts, the optimizer's state and the replay begin anew."""
+    loaded = newest(path)
+    if loaded.info.get("kind") != "trainer":
+        raise ShoalError(f"{path} holds a policy alone: warm_start needs a checkpoint of a training run")
     learner = trainer._run.learner
     state = learner.state
-    params = checkpoint.restore(state.params, loaded.arrays, "policies/main/params")
-    learner.state = state._replace(params=params)
+    params = checkpoint.restore(state.params, loaded.arrays, f"{_STATE}/params")
+    known = {name.split("/")[3] for name in loaded.arrays if name.startswith(f"{_STATE}/extra/")}
+    if ("observation_stats" in known) != ("observation_stats" in state.extra):
+        was = "observation_stats" in known
+        raise ShoalError(f"{path} was trained with normalize_observations={was}: give that here too")
+    extra = {
+        name: checkpoint.restore(own, loaded.arrays, f"{_STATE}/extra/{name}") if name in known else own
+        for name, own in state.extra.items()
+    }
+    if untaken := [name for name in extra if name.endswith("_target") and name not in known]:
+        raise ShoalError(f"{path} holds no {', '.join(untaken)}, which this algorithm needs too")
+    learner.state = state._replace(params=params, extra=extra)
 
 
 def _record(trainer: Trainer, run: RunDir) -> None:
@@ -136,6 +153,7 @@ def _rebuilt(
     trainer = make(algorithm, on=on, **how, **{name: config[name] for name in _KEPT})
     try:
         _check_same(trainer.config["spec"], config["spec"])
+        _check_settings(trainer.config["algorithm"], config["algorithm"])
         trainer.config = dict(config) | {name: trainer.config[name] for name in ("threads", "on")}
         if loaded is not None:
             _stand(trainer, loaded)
@@ -202,6 +220,20 @@ def _mesh_in_words(on: Mapping[str, Any]) -> str:
     if not mesh or mesh["data"] * mesh["model"] == 1:
         return "one device"
     return f"data={mesh['data']}, model={mesh['model']}"
+
+
+def _check_settings(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Raise ShoalError where an algorithm that was given anew is not the one of this run."""
+    now = json.loads(json.dumps(now))  # as what is recorded has been
+    if now["name"] != recorded["name"]:
+        raise ShoalError(f"this run is of {recorded['name']}, and algorithm= is {now['name']}")
+    was, given = recorded["settings"], now["settings"]
+    if differing := [name for name in was if given.get(name) != was[name]]:
+        here, there = (", ".join(f"{n}={x.get(n)}" for n in differing) for x in (given, was))
+        raise ShoalError(
+            f"algorithm= has {here}, and this run {there}: leave that as it was, or begin another run from "
+            "here with warm_start="
+        )
 
 
 def _check_same(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ events.jsonl                 what else happened: env runners lost, groups moved 
 tensorboard/                 the same for TensorBoard
 checkpoints/step_000123456/  see `checkpoint`; the number is in environment steps
 best.json                    which checkpoint evaluated best, and its score
+goal.json                    what the last `fit` was asked to reach
 summary.json                 written at the end
 .lock                        held by the writer as long as it lives; says who it is
 """
@@ -27,7 +28,8 @@ from shoal import checkpoint, storage
 from shoal.errors import ShoalError
 
 _STEP = re.compile(r"step_(\d{9,})")
-_NAMES = ("metrics.jsonl", "events.jsonl", "tensorboard", "checkpoints", "best.json", "summary.json")
+_NAMES = ("metrics.jsonl", "events.jsonl", "tensorboard", "checkpoints")
+_NAMES += ("best.json", "goal.json", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,11 @@ class RunDir:
 
     def cut(self, step: int) -> None:
         """Forget what came after the checkpoint at `step`, from which a resume goes on: later checkpoints,
-        a best one among them, the summary. (`writers.cut` does the same for the metrics.)"""
-        best = self.best
+        a best one among them, a summary. (`writers.cut` does the same for the metrics.)"""
+        best, summary = self.best, self.summary
+        if summary is not None and summary.get("env_steps") != step:
+            self.forget_summary()
         with storage.explained(f"could not tidy {self.path}"):
-            (self.path / "summary.json").unlink(missing_ok=True)
             if best is not None and best.step > step:
                 (self.path / "best.json").unlink()
         for later in self.checkpoints():
@@ -215,13 +218,50 @@ class RunDir:
     @property
     def summary(self) -> dict[str, Any] | None:
         """What `write_summary` was given; None where the run has not ended."""
-        place = self.path / "summary.json"
+        return self._read("summary.json")
+
+    def forget_summary(self) -> None:
+        """The run goes on from its end."""
+        with storage.explained(f"could not tidy {self.path}"):
+            (self.path / "summary.json").unlink(missing_ok=True)
+
+    def write_goal(self, goal: Mapping[str, Any]) -> None:
+        """goal.json: arguments of `Trainer.fit`."""
+        self._write("goal.json", goal)
+
+    @property
+    def goal(self) -> dict[str, Any] | None:
+        """What `write_goal` was given; None where there was none."""
+        return self._read("goal.json")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        place = self.path / name
         with storage.explained(f"could not read {place}"):
             return storage.read_json(place) if place.exists() else None
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
         with storage.explained(f"could not write {self.path / name}"):
             storage.write_json(self.path / name, dict(value))
+
+
+def newest(path: str | Path, *, best: bool = False) -> checkpoint.Loaded:
+    """The checkpoint that a path names: itself, or of a run directory the last one, or the best one.
+
+    Raises ShoalError, one line, where there is none, or none that can be loaded.
+    """
+    if not (Path(path) / "config.json").exists():
+        if best:
+            raise ShoalError(f"best=True chooses among a run directory's checkpoints, and {path} is none")
+        return checkpoint.load(path)
+    run = RunDir.read(path)
+    if best:
+        if run.best is None:
+            raise ShoalError(f"the run in {path} noted no best checkpoint: evaluate_every= makes it look")
+        return checkpoint.load(run.best.path)
+    loaded = run.latest_checkpoint()
+    if loaded is None:
+        raise ShoalError(f"the run in {path} has made no checkpoint yet")
+    return loaded
 
 
 def _refuse_used(folder: Path, shown: str | Path) -> None:

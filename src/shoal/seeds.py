@@ -60,6 +60,8 @@ def train_seeds(
     loop = jax.tree.map(stacked, *[run.loop for run in runs])
     store = jax.tree.map(stacked, *[run.store for run in runs])
     done = [0] * len(seeds)
+    for trainer in trainers:
+        trainer._aim({"steps": steps, "seconds": None, "target_return": None})
     try:
         while min(done) < steps:
             begun = time.perf_counter()

@@ -19,6 +19,8 @@ SINKS: dict[str, Callable[[RunDir, str], Writer]] = {
 
 def check_sinks(names: Sequence[str]) -> None:
     """Raises ShoalError for a name that is no sink."""
+    if isinstance(names, str):
+        raise ShoalError(f"sinks must be several names such as ({names!r},), got {names!r}")
     for name in names:
         if name not in SINKS:
             raise ShoalError(f"unknown sink {name!r}: {did_you_mean(name, SINKS)}")

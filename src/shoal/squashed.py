@@ -16,7 +16,7 @@ import numpy as np
 
 from shoal.distributions import distribution_for
 from shoal.errors import ShoalError
-from shoal.spaces import Box, Space
+from shoal.spaces import Box, Discrete, Space
 from shoal.types import Action, Array
 
 LOG_STD = (-20.0, 2.0)  # where the log standard deviation before tanh is clipped, as in Haarnoja's own code
@@ -34,9 +34,8 @@ class BoundedActions:
 def bounded(space: Space, name: str) -> BoundedActions:
     """The raw actions of a bounded Box. ShoalError, which names the algorithm, for any other space."""
     if not isinstance(space, Box):
-        raise ShoalError(
-            f"{name} acts in a Box of real numbers, not in a {type(space).__name__}; PPO and DQN do"
-        )
+        others = "PPO and DQN do" if isinstance(space, Discrete) else "PPO does"
+        raise ShoalError(f"{name} acts in a Box of real numbers, not in a {type(space).__name__}; {others}")
     low, high = space.bounds()
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ShoalError(f"{name} needs an action Box with finite bounds, not {space}; PPO does not")

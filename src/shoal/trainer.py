@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from shoal import checkpoint
-from shoal.assembly import assemble, check
+from shoal.assembly import assemble, check, check_goal
 from shoal.envs.recording import recorded
 from shoal.errors import ShoalError
 from shoal.evaluation import Evaluation, evaluate
@@ -32,16 +32,17 @@ class Trainer:
     """Trains one policy.
 
     algorithm: PPO() or another of `shoal.algorithms`, or a dataclass of yours with `bind`. env: a Gymnasium
-    id, a class, a callable without arguments, "jax:NAME", "gymnax:NAME" or a JaxEnv. on: Local(), Compiled(),
-    Cluster().
+    id, a class or function (called with env_kwargs), "jax:NAME", "gymnax:NAME" or a JaxEnv. on: Local(),
+    Compiled(), Cluster(), ParameterServer().
     env_kwargs, wrappers, time_limit, vector, journal: see `shoal.envs.resolve`.
     run_dir: a new folder for config, metrics and checkpoints; None keeps everything in memory.
     normalize_observations, scale_rewards: running statistics around the algorithm (`shoal.transforms`).
     checkpoint_every: environment steps, checkpoint_seconds: seconds between checkpoints (both may hold);
     keep_checkpoints: how many of the last are kept, beside the best. evaluate_every: environment steps
     between evaluations of evaluate_episodes episodes; the best checkpoint is the one that evaluates best.
-    threads: XLA's CPU threads, part of the experiment. warm_start: a checkpoint whose parameters to begin
-    with. sinks: "tensorboard", "wandb", "mlflow".
+    threads: XLA's CPU threads, part of the experiment. warm_start: a checkpoint (or a run directory) whose
+    parameters to begin with, and the target networks and running statistics that belong to them.
+    sinks: "tensorboard", "wandb", "mlflow".
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Trainer:
     # -- learning ----------------------------------------------------------------------------------------
 
     def train(self) -> Result:
-        """One iteration: a fragment of every environment and one update."""
+        """One iteration: a fragment of every environment, and the update (or the gradient steps) it earns."""
         if self._closed:
             raise ShoalError("this Trainer is closed: it trains no more")
         begun = time.perf_counter()
@@ -146,13 +147,14 @@ class Trainer:
         on_result: Callable[[Result], None] | None = None,
     ) -> Result:
         """Train until `steps` environment steps in all, `seconds` in all, or a mean return of
-        `target_return` over the last 100 episodes, whichever comes first; then save.
+        `target_return` over the last 100 episodes, whichever comes first; then save. Without any of them: the
+        goal that the run directory knows from before.
 
         on_result is called after each iteration. Returns the last Result, with the verdict of an evaluation
-        that was still under way.
+        that was still under way; where a restored run stands at the goal already, its standing.
         """
-        if steps is None and seconds is None and target_return is None:
-            raise ShoalError("fit needs a goal: steps=, seconds= or target_return=")
+        goal = self._aim({"steps": steps, "seconds": seconds, "target_return": target_return})
+        steps, seconds, target_return = goal["steps"], goal["seconds"], goal["target_return"]
         self._stopping = False
         done = lambda: (  # noqa: E731
             self._stopping
@@ -165,11 +167,19 @@ class Trainer:
             if on_result is not None:
                 on_result(result)
         if self._last is None:
-            raise ShoalError(
-                f"nothing to do: the run already stands at {self._progress.env_steps} environment steps"
-            )
+            self._last = Result(self._progress.summary())
         self._finish(done=not self._stopping)
         return self._last
+
+    def _aim(self, goal: dict[str, Any]) -> dict[str, Any]:
+        """The goal, or where there is none, the one from before; noted in the run directory."""
+        if self._recorder is not None:
+            if all(limit is None for limit in goal.values()):
+                goal |= self._recorder.run.goal or {}
+            check_goal(goal)
+            self._recorder.run.write_goal(goal)
+        check_goal(goal)
+        return goal
 
     def _finish(self, *, done: bool) -> None:
         """Save; and where the run has reached its goal, say so."""
@@ -266,16 +276,19 @@ class Trainer:
         wrappers: Sequence[Any] | None = None,
         run_dir: str | Path | None = None,
         trust_imports: bool = False,
+        best: bool = False,
     ) -> Trainer:
-        """A Trainer that continues from a checkpoint (or a run directory's last one), bit for bit.
+        """A Trainer that continues from a checkpoint (or a run directory's last one, or its best one), bit
+        for bit.
 
         on: where it goes on, if not where it was: with as many environments and groups, on other runners of
         a Cluster, on a Cluster in the place of Local, or over another mesh (then the same to rounding).
-        algorithm, env, wrappers: must be given again where they were, or held, functions of yours.
+        algorithm, env, wrappers: must be given again where they were, or held, functions of yours; the
+        settings must be as they were.
         trust_imports: let names that the checkpoint gives be imported.
         """
         given = Given(on, algorithm, env, wrappers, trust_imports)
-        return restored(Trainer, path, given, run_dir)
+        return restored(Trainer, path, given, run_dir, best=best)
 
     @staticmethod
     def resume(

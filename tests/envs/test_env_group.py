@@ -187,6 +187,20 @@ def test_a_mask_in_info_is_on_every_row(action, mask, flat):
         assert (shown == (np.array(flat, bool) if t % 2 == 0 else True)).all()
 
 
+def test_a_mask_that_only_steps_show_is_refused():
+    class Late(MaskInInfo):
+        def __init__(self):
+            super().__init__(gs.Discrete(2), np.ones(2, np.int8))
+
+        def reset(self, **how):
+            return super().reset(**how)[0], {}
+
+    group = group_of(Late, 1)
+    with pytest.raises(ShoalError, match="showed none in that of its first reset: it must be on every row"):
+        for _ in range(2):
+            group.step(np.zeros(1, int))
+
+
 def test_masks_are_not_for_boxes():
     with pytest.raises(ShoalError, match="masks are for Discrete"):
         resolve(MaskInInfo, env_kwargs={"action": FLOAT, "mask": np.ones(2)})

@@ -136,7 +136,7 @@ class GymnasiumGroup:
         self._ended = [True] * size
         self._hash = [0] * size
         self._flagged = True  # whether `terminated` or `first` holds a true entry
-        self._means = Means()
+        self._means = Means(self._spec)
 
     def current(self) -> Step:
         """The present row; resets the environments if none has begun."""
@@ -247,7 +247,7 @@ class GymnasiumGroup:
 
     def info(self) -> Mapping[str, float]:
         """Means of the numbers in `info` over the steps since the last call, by name."""
-        means, self._means = self._means, Means()
+        means, self._means = self._means, Means(self._spec)
         return means.result()
 
     def save(self) -> dict[str, Any]:
@@ -277,7 +277,7 @@ class GymnasiumGroup:
         journal = Journal(self.size, self._actions.leaves)
         journal.load(saved["journal"])
         self.lost = int(saved["lost"])
-        self._means = Means()
+        self._means = Means(self._spec)
         self._terminated.fill(False)
         self._first.fill(False)
         self._now = journal.end
@@ -342,13 +342,19 @@ def _mask_in_observation(space: Any) -> bool:
 class Means:
     """Running means of the numbers in `info`. What is a number is decided once for each set of names."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: EnvSpec) -> None:
+        self._spec = spec
         self._plans: dict[tuple[Any, ...], list[Any]] = {}
 
     def add(self, info: Mapping[str, Any]) -> None:
         names = tuple(info)
         plan = self._plans.get(names)
         if plan is None:
+            if MASK in names and not self._spec.masked:
+                raise EnvError(
+                    f"{self._spec.id} shows an {MASK} in the info of a step, and showed none in that of its "
+                    "first reset: it must be on every row"
+                )
             wanted = [n for n in names if isinstance(n, str) and n != MASK and not n.startswith("_")]
             numbers = [n for n in wanted if isinstance(info[n], _NUMBERS)]
             plan = self._plans[names] = [0, numbers, [0.0] * len(numbers)]

@@ -92,7 +92,7 @@ class VectorGroup:
         self._row = Step(Observation(self._obs), self._reward, self._terminated, self._first)
         self._restarts = -1  # how often the whole group was seeded, less one
         self._hash = 0
-        self._means = Means()
+        self._means = Means(self._spec)
 
     def current(self) -> Step:
         """The present row; resets the environments if none has begun."""
@@ -144,7 +144,7 @@ class VectorGroup:
 
     def info(self) -> Mapping[str, float]:
         """Means of the numeric arrays in `info` since the last call."""
-        means, self._means = self._means, Means()
+        means, self._means = self._means, Means(self._spec)
         return means.result()
 
     def save(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class VectorGroup:
         self._restart(int(saved["restarts"]))
         for action in sent:
             self.step(action)
-        self._means = Means()
+        self._means = Means(self._spec)
         if self._hash != int(saved["hash"]):
             warnings.warn(
                 f"{self._name()} could not be rebuilt: its replay differs; all rows begin anew",

@@ -1,0 +1,66 @@
+"""What a policy takes for an observation, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal import ShoalError, spaces
+from shoal.policy import to_observation
+from shoal.types import EnvSpec
+
+TWO = spaces.Discrete(2)
+BOX = EnvSpec(id="box", observation=spaces.Box((2,)), action=TWO)
+IMAGE = EnvSpec(id="image", observation=spaces.Box((2, 2), 0, 255, "uint8"), action=TWO)
+COUNT = EnvSpec(id="count", observation=spaces.Discrete(4, start=1), action=TWO)
+PAIR = EnvSpec(id="pair", observation=spaces.Tuple((TWO, TWO)), action=TWO)
+MASKED = EnvSpec(id="masked", observation=spaces.Box((2,)), action=TWO, masked=True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "obs", "mask", "seen"),
+    [
+        (BOX, [1, 2], None, np.float32([1, 2])),
+        (BOX, np.array([1.5, np.inf]), None, np.float32([1.5, np.inf])),
+        (IMAGE, np.full((2, 2), 255, np.int64), None, np.full((2, 2), 255, np.uint8)),
+        (COUNT, np.int64(4), None, np.int32(4)),
+        (MASKED, [0.0, 0.0], [1, 0], np.float32([0, 0])),
+    ],
+)
+def test_what_is_right(spec: EnvSpec, obs: Any, mask: Any, seen: Any) -> None:
+    shown = to_observation(spec, obs, mask, ())
+    np.testing.assert_array_equal(shown.policy, seen)
+    assert shown.policy.dtype == seen.dtype
+    assert (shown.mask is None) == (mask is None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "obs", "mask", "line"),
+    [
+        (BOX, [1, 2, 3], None, "an observation of box has shape (2,), got (3,)"),
+        (BOX, [0.0, np.nan], None, "an observation of box holds NaN"),
+        (BOX, ["a", "b"], None, "an observation of box is of numbers, got <U1"),
+        (
+            BOX,
+            (np.zeros(2), {}),
+            None,
+            "an observation of box is no tuple: take the first of what reset gives",
+        ),
+        (BOX, [0.0, 0.0], [1, 1], "box has no action masks"),
+        (IMAGE, np.full((2, 2), 0.7), None, "of whole numbers (uint8) here, got float64"),
+        (IMAGE, np.full((2, 2), 256), None, "an observation of image is 256, which is not in"),
+        (COUNT, 5, None, "an observation of count is 5, which is not in Discrete(n=4, start=1)"),
+        (COUNT, 0, None, "an observation of count is 0"),
+        (COUNT, 2.9, None, "of whole numbers"),
+        (PAIR, (0,), None, "an observation of pair has a tuple of 2 parts here"),
+        (MASKED, [0.0, 0.0], None, "masked says which actions are allowed"),
+        (MASKED, [0.0, 0.0], [1, 0, 1], "an action mask here has 2 entries, got 3"),
+    ],
+)
+def test_what_is_wrong_is_one_line(spec: EnvSpec, obs: Any, mask: Any, line: str) -> None:
+    with pytest.raises(ShoalError, match=re.escape(line)) as caught:
+        to_observation(spec, obs, mask, ())
+    assert "\n" not in str(caught.value)
