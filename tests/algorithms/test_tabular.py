@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal import SARSA, Compiled, Local, QLearning, Trainer
+from shoal import SARSA, Cluster, Compiled, Local, ParameterServer, QLearning, Trainer
 from shoal.errors import ShoalError
 from shoal.fingerprint import fingerprint
 from shoal.keys import key_for
@@ -160,6 +160,28 @@ def test_local_and_compiled_give_the_same_bits(name: str) -> None:
             run.iterate()
         states.append(fingerprint(run.learner.state))
     assert states[0] == states[1]
+
+
+@pytest.mark.as_in_use
+@pytest.mark.parametrize(
+    "name", ["q", "sarsa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("double", "expected"))]
+)
+def test_cluster_and_parameter_server_give_the_same_bits(name: str) -> None:
+    """What a row teaches is summed cell by cell, and half a row's sums are the same numbers."""
+    env = MDPEnv(random_mdp(6, 3, 3, gamma=0.9, seed=0, terminals=1), max_steps=20)
+    how: dict[str, Any] = {"envs": 4, "groups": 2}
+    prints = set()
+    for on in (
+        Local(**how),
+        Cluster(runners=2, inline=True, **how),
+        ParameterServer(workers=2, mode="sync", inline=True, **how),
+        ParameterServer(workers=1, mode="sync", inline=True, **how),
+    ):
+        with Trainer(ALGORITHMS[name], env, seed=0, on=on) as trainer:
+            for _ in range(10):
+                trainer.train()
+            prints.add(trainer.fingerprint())
+    assert len(prints) == 1
 
 
 def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoal import REINFORCE, SARSA, Compiled, GridWorld, QLearning, Trainer
+from shoal.keys import key_for
 from shoal.spaces import Discrete
 from shoal.tabular import MDP, MDPEnv, mdp_of, policy_iteration, random_mdp, reachable
-from shoal.types import EnvSpec
+from shoal.types import EnvSpec, Observation, Trajectory
 
 pytestmark = pytest.mark.as_in_use  # much is computed
 EXPLORING: dict[str, Any] = {"epsilon_end": 1.0, "rollout_length": 64, "discount": 0.8}
@@ -45,6 +51,58 @@ def test_q_learning_converges_on_random_mdps(seed: int) -> None:
     mdp = random_mdp(8, 3, 4, gamma=0.8, seed=seed, terminals=seed % 3)
     algorithm = QLearning(learning_rate=1.0, visit_exponent=0.75, **EXPLORING)
     assert off(learned(algorithm, MDPEnv(mdp, max_steps=100), 200_000)[0], mdp) < 0.025
+
+
+S, A, GAMMA, ENVS, ROWS, LIMIT = 6, 3, 0.8, 64, 500, 20
+TABLE = QLearning(learning_rate=1.0, visit_exponent=0.75, discount=GAMMA).bind(
+    EnvSpec(id="test", observation=Discrete(S), action=Discrete(A))
+)
+LEARN = jax.jit(TABLE.learn)
+
+
+def at_random(mdp: MDP, seed: int) -> Iterator[Trajectory]:
+    """Fragments of ENVS environments that act at random, in episodes of at most LIMIT steps.
+
+    In NumPy, since to compile an MDPEnv for each MDP takes long.
+    """
+    rng = np.random.default_rng(seed)
+    below = np.cumsum(mdp.transition, axis=-1)
+    state, over, left = rng.choice(S, ENVS, p=mdp.start), np.zeros(ENVS, bool), np.full(ENVS, LIMIT)
+    first = over
+    while True:
+        obs, resets, actions, rewards, ends = [state], [first], [], [], []
+        for _ in range(ROWS):
+            action = rng.integers(0, A, ENVS)
+            after = np.minimum((rng.random((ENVS, 1)) >= below[state, action]).sum(-1), S - 1)
+            rewards.append(np.where(over, 0.0, mdp.reward[state, action]))
+            # The row after an episode's end only resets.
+            state, first = np.where(over, rng.choice(S, ENVS, p=mdp.start), after), over
+            left = np.where(over, LIMIT, left - 1)
+            ended = mdp.terminal[state]
+            over = ended | (left == 0)
+            for column, row in zip((obs, resets, actions, ends), (state, first, action, ended), strict=True):
+                column.append(row)
+        raw = np.array(actions, np.int32)
+        yield Trajectory(
+            obs=Observation(np.array(obs, np.int32)),
+            first=np.array(resets),
+            action=raw,
+            reward=np.array(rewards, np.float32),
+            terminated=np.array(ends),
+            version=np.zeros((ROWS, ENVS), np.int32),
+            extras={"raw_action": raw},
+            carry=(),
+        )
+
+
+@given(seed=st.integers(0, 100_000), successors=st.integers(1, S), terminals=st.integers(0, 2))
+@settings(max_examples=12, deadline=None, derandomize=True)
+def test_q_learning_converges_on_any_mdp(seed: int, successors: int, terminals: int) -> None:
+    mdp = random_mdp(S, A, successors, gamma=GAMMA, seed=seed, terminals=terminals)
+    state = TABLE.init(key_for(0, "init"))
+    for fragment in islice(at_random(mdp, seed), 6):
+        state = LEARN(state, fragment, key_for(0, "learn")).state
+    assert off(np.asarray(state.params["q"][0]), mdp) < 0.05
 
 
 def walk(mdp: MDP, q: np.ndarray) -> list[tuple[int, int]]:

@@ -246,13 +246,19 @@ def arrays() -> dict:
         ({"terminal": [1], "start": 1}, "begin in the terminal state 1"),
         ({"start": [0.5, 0.6]}, "sum to 1, not to 1.1"),
         ({"terminal": np.array([True])}, r"terminal must have shape \[2\]"),
+        ({"terminal": [1, 9]}, "terminal must be among the states 0 ... 1, not 9"),
+        ({"terminal": [-1]}, "terminal must be among the states 0 ... 1, not -1"),
+        ({"terminal": [0.0, 1.0]}, r"terminal must give states by their numbers, not float64 \[0.0, 1.0\]"),
+        ({"start": 2}, "start must be among the states 0 ... 1, not 2"),
+        ({"start": -1}, "start must be among the states 0 ... 1, not -1"),
         ({"allowed": np.array([[True, True], [False, False]])}, "state 1 has no action"),
     ],
 )
 def test_what_is_no_mdp_is_refused(change: dict, said: str) -> None:
     MDP.of(**arrays())
-    with pytest.raises(ShoalError, match=said):
+    with pytest.raises(ShoalError, match=said) as error:
         MDP.of(**{**arrays(), **change})
+    assert "\n" not in str(error.value)
 
 
 def test_terminal_states_are_found_and_must_be_kept() -> None:

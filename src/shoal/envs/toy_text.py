@@ -19,18 +19,22 @@ _LEFT_DOWN_RIGHT_UP = ((0, -1), (1, 0), (0, 1), (-1, 0))
 _UP_RIGHT_DOWN_LEFT = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
 
-def mdp_of(env: Any, *, gamma: float, env_kwargs: Mapping[str, Any] | None = None) -> MDP:
+def mdp_of(
+    env: Any, *, gamma: float, env_kwargs: Mapping[str, Any] | None = None, sparse: bool | None = None
+) -> MDP:
     """The MDP behind an environment that `shoal.envs.resolve` knows, time limits left out.
 
     env: an id ("FrozenLake-v1", "shoal/GridWorld-v0", "jax:GridWorld"), a class, a function or a JaxEnv; or a
     Gymnasium environment that has been made already, without env_kwargs. Known is the MDP of a JaxEnv with a
     method `mdp(gamma)`, and of a Gymnasium environment with a table `P`.
+    sparse: whether transitions are a sparse matrix, for a `mdp` that takes it too; None: where it is large.
     Raises ShoalError, one line, for any other.
     """
     import gymnasium
 
     if isinstance(env, gymnasium.Env):
-        return _of_table(env, gamma, str(env.spec.id if env.spec else type(env.unwrapped).__name__))
+        name = str(env.spec.id if env.spec else type(env.unwrapped).__name__)
+        return _of_table(env, gamma, name, sparse)
     source = resolve(env, env_kwargs=env_kwargs, journal="journal")
     name = source.spec.id
     if source.jax_env is not None:
@@ -39,10 +43,10 @@ def mdp_of(env: Any, *, gamma: float, env_kwargs: Mapping[str, Any] | None = Non
             world = world.env
         if not callable(getattr(world, "mdp", None)):
             raise ShoalError(f"{name} has no known MDP: {_known()}")
-        return world.mdp(gamma)
+        return world.mdp(gamma) if sparse is None else world.mdp(gamma, sparse=sparse)
     group: Any = source.make_group(0, 0, 1)
     try:
-        return _of_table(group.envs[0], gamma, name)
+        return _of_table(group.envs[0], gamma, name, sparse)
     finally:
         group.close()
 
@@ -53,7 +57,7 @@ def _known() -> str:
     )
 
 
-def _of_table(env: Any, gamma: float, name: str) -> MDP:
+def _of_table(env: Any, gamma: float, name: str, sparse: bool | None) -> MDP:
     bare = env.unwrapped
     table = getattr(bare, "P", None)
     if table is None:
@@ -61,17 +65,22 @@ def _of_table(env: Any, gamma: float, name: str) -> MDP:
     if getattr(bare, "fickle_passenger", False):
         raise ShoalError(f"{name}: a fickle passenger is no part of its table P, so the MDP is not known")
     start = getattr(bare, "initial_state_distrib", None)
-    return from_table(table, gamma, start=start, grid=_grid(bare))
+    return from_table(table, gamma, start=start, grid=_grid(bare), sparse=sparse)
 
 
-def from_table(table: Any, gamma: float, *, start: Any = None, grid: Grid | None = None) -> MDP:
+def from_table(
+    table: Any, gamma: float, *, start: Any = None, grid: Grid | None = None, sparse: bool | None = None
+) -> MDP:
     """An MDP from P[state][action] = [(probability, next state, reward, terminated), ...].
 
-    A state that is entered only by terminating steps is terminal, and what the table says of its own steps
-    is not looked at (nor are the steps of states that no episode comes to, where `start` is given). Where a
-    state is entered by both kinds of steps, the terminating ones lead to one more state instead, numbered
-    S, which is terminal (and the MDP has no grid then).
+    A state to which terminating steps lead, and in which no episode goes on, is terminal, and what the table
+    says of its own steps is not looked at. Where a terminating step leads to a state in which episodes begin
+    or go on (to its own, say: to stop there), it leads to one more state instead, numbered S, which is
+    terminal (and the MDP has no grid then).
+    start: float [S]; None: any state that is not terminal, and episodes go on in all but those which other
+    states enter by terminating steps only.
     Entries with the same next state are added up, their rewards averaged by probability.
+    sparse: None is sparse above ten million dense entries.
     """
     states, actions = len(table), len(table[0])
     steps = [
@@ -82,33 +91,55 @@ def from_table(table: Any, gamma: float, *, start: Any = None, grid: Grid | None
         if p > 0
     ]
     pair, target, chance, reward, done = (np.array(column) for column in zip(*steps, strict=True))
-    met = np.ones(states, bool) if start is None else _met(pair // actions, target, done, start)
-    # What a terminal state's own rows say is no entry.
-    entry = met[pair // actions] & (pair // actions != target)
-    ended = np.bincount(target[entry], done[entry], minlength=states) > 0
-    torn = np.bincount(target[entry], ~done[entry], minlength=states) > 0
-    if (ended & torn).any():
-        extra, grid = 1, None
-        target = np.where(done & torn[target], states, target)
-        ended = np.append(ended & ~torn, True)
-    else:
-        extra = 0
+    source = pair // actions
+    live = _live(source, target, done, start, states)
+    # Gymnasium's terminal states keep themselves with terminated=True, as a live state does by an action that
+    # stops there: only whether episodes go on in a state tells the two apart.
+    terminal = ~live & _led_to(target[done], states)
+    stops = done & live[target]
+    extra = int((stops & live[source]).any())
+    if extra:
+        target, grid = np.where(stops, states, target), None
+        terminal = np.append(terminal, True)
     size = states + extra
-    transition, total = np.zeros((size, actions, size)), np.zeros((size, actions, size))
-    np.add.at(transition.reshape(-1, size), (pair, target), chance)
-    np.add.at(total.reshape(-1, size), (pair, target), chance * reward)
-    outcome = np.divide(total, transition, out=np.zeros_like(total), where=transition > 0)
+    # Each pair (s, a) and next state once, in the order of a sparse matrix's entries.
+    place, entry = np.unique(pair * size + target, return_inverse=True)
+    shares = np.bincount(entry, chance)
+    transition = _matrix(place, shares, actions, size)
+    outcome = _matrix(place, np.bincount(entry, chance * reward) / shares, actions, size)
+    if sparse is None:
+        sparse = size * actions * size > 10_000_000
+    if not sparse:
+        transition, outcome = (x.toarray().reshape(size, actions, size) for x in (transition, outcome))
     if start is not None:
         start = np.append(np.asarray(start, np.float64), np.zeros(extra))
-    return MDP.of(transition, outcome, gamma=gamma, terminal=ended, start=start, grid=grid)
+    return MDP.of(transition, outcome, gamma=gamma, terminal=terminal, start=start, grid=grid)
 
 
-def _met(source: np.ndarray, target: np.ndarray, done: np.ndarray, start: Any) -> np.ndarray:
-    """bool [S]: states that an episode can come to and go on from."""
+def _matrix(place: np.ndarray, value: np.ndarray, actions: int, size: int) -> Any:
+    """csr [size * A, size] with these values at these places, which are sorted."""
+    from scipy.sparse import csr_array
+
+    row, column = np.divmod(place, size)
+    counts = np.bincount(row, minlength=size * actions)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return csr_array((value, column, indptr), shape=(size * actions, size))
+
+
+def _led_to(target: np.ndarray, states: int) -> np.ndarray:
+    """bool [S]: the states that are among the targets."""
+    return np.bincount(target, minlength=states) > 0
+
+
+def _live(source: np.ndarray, target: np.ndarray, done: np.ndarray, start: Any, states: int) -> np.ndarray:
+    """bool [S]: states in which an episode begins or goes on, as far as the table says."""
+    if start is None:
+        # What a state's own loops say is no entry: a terminal state has them too.
+        other = source != target
+        return _led_to(target[other & ~done], states) | ~_led_to(target[other & done], states)
     met = np.asarray(start) > 0
     while True:
-        more = met.copy()
-        more[target[met[source] & ~done]] = True
+        more = met | _led_to(target[met[source] & ~done], states)
         if (more == met).all():
             return met
         met = more

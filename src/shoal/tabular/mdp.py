@@ -85,7 +85,7 @@ class MDP:
         reward, outcome = _rewards(transition, reward, states, actions)
         if terminal is None:
             terminal = _absorbing(transition, reward, states, actions)
-        terminal = _flags(terminal, states)
+        terminal = _flags(terminal, states, "terminal")
         if allowed is not None:
             allowed = np.array(allowed, bool)
             if allowed.shape == (states, actions):
@@ -94,7 +94,7 @@ class MDP:
         if start is None:
             start = ~terminal / max((~terminal).sum(), 1)
         elif np.ndim(start) == 0:
-            start = np.eye(1, states, int(start))[0]
+            start = _flags([start], states, "start").astype(np.float64)
         return MDP(
             transition=transition,
             reward=reward,
@@ -167,12 +167,18 @@ def _absorbing(transition: Any, reward: np.ndarray, states: int, actions: int) -
     return stays & (reward == 0.0).all(1)
 
 
-def _flags(terminal: Any, states: int) -> np.ndarray:
-    terminal = np.asarray(terminal)
-    if terminal.dtype == bool:
-        return terminal.copy()
+def _flags(which: Any, states: int, name: str) -> np.ndarray:
+    """bool [S] from that (whose shape `check` looks at), or from the numbers of states."""
+    which = np.asarray(which)
+    if which.dtype == bool:
+        return which.copy()
+    if which.size and which.dtype.kind not in "iu":
+        raise ShoalError(f"MDP: {name} must give states by their numbers, not {which.dtype} {which.tolist()}")
+    wrong = which[(which < 0) | (which >= states)]
+    if wrong.size:
+        raise ShoalError(f"MDP: {name} must be among the states 0 ... {states - 1}, not {wrong[0]}")
     flags = np.zeros(states, bool)
-    flags[terminal.astype(np.int64)] = True
+    flags[which.astype(np.int64)] = True
     return flags
 
 
