@@ -66,6 +66,9 @@ def experiment(name: str, where: type = Local) -> Experiment:
     return Experiment.of(recipe, 0)
 
 
+STEPPED: dict[tuple[str, Mesh], list[int]] = {}  # of compiled runs: how many environments each device has
+
+
 @cache
 def trained(where: type, name: str, mesh: Mesh | None, attempt: int = 0) -> tuple[Any, list[dict[str, Any]]]:
     """The state after some iterations, and the metrics of each. attempt: another number runs it again."""
@@ -75,6 +78,9 @@ def trained(where: type, name: str, mesh: Mesh | None, attempt: int = 0) -> tupl
         if mesh is not None:  # else some programs are those of other algorithms too
             programs = [run._iterate] if where is Compiled else run.learner._do[1:]
             assert max(program._cache_size() for program in programs) == 1  # what lies where stays so
+            if where is Compiled:
+                shards = run.loop.step.reward.addressable_shards  # [G, B]
+                STEPPED[name, mesh] = [shard.data.shape[1] for shard in shards]
         return jax.device_get(run.learner.state), metrics
     finally:
         run.close()
@@ -109,6 +115,7 @@ def agreement(where: type, name: str, mesh: Mesh) -> dict[str, Any]:
         ),
         "same_counts": all(int(a) == int(b) for a, b in zip(state.updates, alone.updates, strict=True)),
         "metrics": off,
+        "stepped": STEPPED.get((name, mesh)),
     }
 
 

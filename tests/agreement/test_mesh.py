@@ -95,6 +95,9 @@ def test_the_parameters_and_metrics_of_one_device(request: Any, where: str, case
     assert found["params"] < 1e-5 and found["opt"] < 1e-4
     assert {"loss/gradient_norm"} < found["metrics"].keys()
     assert max(found["metrics"].values()) < 1e-3, found["metrics"]
+    if case.startswith("compiled"):  # each device along "data" has its own environments of the 8
+        data = {"data=2": 2, "data=4": 4, "2x2": 2}.get(case.rpartition("/")[2], 1)
+        assert set(found["stepped"]) == {8 // data}
 
 
 @cases("repeated")
