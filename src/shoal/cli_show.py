@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shoal import algorithms
 from shoal.cli_options import Show, documented, key_values, parse
 from shoal.errors import ShoalError
+from shoal.execution.cluster import Cluster
 from shoal.mesh import Mesh, parsed
 
 if TYPE_CHECKING:
@@ -62,14 +63,23 @@ def devices(name: str, algorithm: Any, options: Show, console: Console) -> None:
         )
     flag = "--mesh" if options.learners is None else "--learners"
     mesh = parsed(options.learners or options.mesh or "data=1,model=1", flag)
-    agent = _agent(algorithm, options)
-    leaves = _placed(mesh, agent, options.envs)
+    agent, envs = _agent(algorithm, options), options.envs
+    if options.learners is not None:
+        on = Cluster(envs=options.envs, learners=mesh)
+        envs = on.at_a_time(agent.plan)
+        if envs != options.envs:
+            console.print(
+                f"With {on.runners} runners and {on.in_groups} groups, learners get the fragments of {envs} "
+                f"of the {options.envs} environments at a time; --groups and --per-update of `shoal train` "
+                "change that."
+            )
+    leaves = _placed(mesh, agent, envs)
 
     from shoal.execution.split import minibatch_rows
     from shoal.sharding import holdings
 
     kind = "devices" if options.learners is None else "learners, a process each"
-    rows, what = minibatch_rows(agent.plan, options.envs)
+    rows, what = minibatch_rows(agent.plan, envs)
     console.print(f"{name} on {options.env}, {mesh}: {mesh.size} {kind if mesh.size > 1 else 'device'}")
     console.print(f"Each minibatch of {rows} {what}: {rows // mesh.data} on each of data={mesh.data}\n")
     held = holdings(leaves)

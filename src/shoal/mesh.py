@@ -57,6 +57,8 @@ class Mesh:
             count = getattr(self, name)
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ShoalError(f"a mesh's {name} must be a whole number of at least 1, got {count!r}")
+        if not isinstance(self.rules, tuple | list):
+            raise ShoalError(f"a mesh's rules must be a tuple of pairs, got {self.rules!r}")
         for rule in self.rules:
             _check_form(rule)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
+from threading import Timer
 from typing import Any
 
 import jax
@@ -109,16 +110,22 @@ def test_every_mesh(ray_here: None, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_any_member_at_any_time(ray_here: None, name: str) -> None:
-    """Killed or stopped, between and during updates."""
+    """Killed or stopped while orders are followed, at moments that know nothing of them: during updates,
+    between them, and during what brings back what was lost."""
     made, random = experiment(name), Random(5)
     orders = recorded(made, UPDATES)
     for mesh in (Mesh(data=2), Mesh(data=2, model=2)):
         expected = fingerprint(learned(made, mesh, orders)[0])
         with group(made, mesh) as learner:
             for number, order in enumerate(orders):
-                follow(learner, [order])
                 if number % (len(orders) // 3) == 2:
-                    hit(learner, random.randrange(mesh.size), random.choice([signal.SIGKILL, signal.SIGSTOP]))
+                    how = random.choice([signal.SIGKILL, signal.SIGSTOP])
+                    blow = Timer(random.uniform(0, 0.02), hit, (learner, random.randrange(mesh.size), how))
+                    blow.start()
+                    follow(learner, [order])
+                    blow.join()
+                else:
+                    follow(learner, [order])
             assert fingerprint(learner.state) == expected
             assert learner.losses.count >= 3
 
@@ -161,7 +168,7 @@ def test_asynchronous_runs(ray_here: None, name: str) -> None:
         more["replay_shards"] = 1
     with Trainer(algorithm, "CartPole-v1", on=Cluster(**more, learners=Mesh(data=2))) as trainer:
         events: list[str] = []
-        while trainer._run.learner._log == []:  # type: ignore[attr-defined]
+        while not trainer._run.learner._stand.log:  # type: ignore[attr-defined]
             trainer.train()
         hit(trainer._run.learner, 0)  # type: ignore[arg-type]
         for _ in range(3):
@@ -183,6 +190,20 @@ def test_refused_before_anything_starts() -> None:
     assert "not inline" in line(SMALL, lambda: settings(Mesh(data=2), inline=True))
     assert "learner_gpus must be 0 or 1" in line(SMALL, lambda: settings(Mesh(data=2), learner_gpus=2))
     assert "say learners=Mesh" in line(SMALL, lambda: Cluster(learner_memory=1000))
+    assert "say learners=Mesh" in line(SMALL, lambda: Cluster(learner_cpus=2.0))
+    text: Any = "data=2"
+    assert "such as Mesh(data=2), got 'data=2'" in line(SMALL, lambda: Cluster(learners=text))
+    for wrong, told in (
+        ({"learner_memory": "1GB"}, "learner_memory must be a whole number or None, got '1GB'"),
+        ({"learner_memory": -5}, "learner_memory must be at least 1, got -5"),
+        ({"learner_cpus": -1}, "learner_cpus must be at least 0, got -1"),
+        ({"learner_gpus": 1.0}, "learner_gpus must be a whole number, got 1.0"),
+        ({"patience": -1.0}, "patience must be greater than 0, got -1.0"),
+        ({"strikes": 0}, "strikes must be at least 1, got 0"),
+    ):
+        assert told in line(SMALL, lambda wrong=wrong: Cluster(learners=Mesh(data=2), **wrong))
+    rules: Any = 5
+    assert "rules must be a tuple of pairs, got 5" in line(SMALL, lambda: settings(Mesh(rules=rules)))
     large = PPO(rollout_length=16, epochs=1, minibatches=2, hidden=(256, 256))
     told = line(large, lambda: settings(Mesh(data=2), learner_memory=1_500_000))
     assert "parameters 0.5 MB, optimizer 1.1 MB, gradients 0.5 MB" in told and "model=2 would fit" in told

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import count
+from random import Random
 from typing import Any
 
 import jax
@@ -14,7 +17,7 @@ from shoal import A2C, DQN, IMPALA, PPO, SAC, Local, ParameterServer, ShoalError
 from shoal.execution.parameter_server.asynchronous import AsynchronousRun
 from shoal.types import State
 
-UPDATES = 20
+UPDATES = 20  # at least
 CASES: dict[str, tuple[Any, str]] = {
     "ppo": (PPO(rollout_length=8, epochs=2, minibatches=2, hidden=(8,), anneal_steps=2_000), "CartPole-v1"),
     "impala": (IMPALA(rollout_length=8, hidden=(8,), max_grad_norm=1.0), "CartPole-v1"),
@@ -36,15 +39,21 @@ CASES: dict[str, tuple[Any, str]] = {
         "Pendulum-v1",
     ),
 }
+# Without priorities: `replay.insert` counts them, and counts them twice where it is repeated.
+UNIFORM = {"ppo": CASES["ppo"], "dqn": (replace(CASES["dqn"][0], prioritized=False), "CartPole-v1")}
 INLINE = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode="sync", inline=True)
 
 
-def trained(name: str, on: Any, updates: int = UPDATES, **options: Any) -> tuple[State, str]:
+def trained(name: str, on: Any, iterations: int | None = None, **options: Any) -> tuple[State, str]:
+    """iterations: None are those in which there are UPDATES updates, of which the first give none where there
+    is a replay."""
     algorithm, env = CASES[name]
     with Trainer(algorithm, env, on=on, **options) as trainer:
-        for _ in range(updates):
+        for _ in range(iterations or UPDATES + 4):
             trainer.train()
-        return jax.device_get(trainer._run.learner.state), trainer.fingerprint()
+        state = jax.device_get(trainer._run.learner.state)
+        assert iterations or int(state.updates.low) >= UPDATES
+        return state, trainer.fingerprint()
 
 
 @cache
@@ -97,7 +106,8 @@ def test_parts_that_do_not_divide_are_refused() -> None:
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_every_gradient_is_applied_once(name: str, mode: Any) -> None:
     algorithm, env = CASES[name]
-    on = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode=mode, staleness=0, inline=True)
+    bound = {"staleness": 0} if mode == "stale" else {}
+    on = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode=mode, **bound, inline=True)
     with Trainer(algorithm, env, on=on) as trainer:
         run = trainer._run
         assert isinstance(run, AsynchronousRun)
@@ -166,6 +176,15 @@ def test_a_resumed_run_goes_on(tmp_path: Any) -> None:
         ({"keep": 0.0}, "keep must be greater than 0 and at most 1"),
         ({"envs": 7, "groups": 2}, "groups=2 must divide envs=7"),
         ({"mode": "sync", "compression": "top-k"}, "compression='top-k' leaves to a worker"),
+        ({"workers": "2"}, "ParameterServer: workers must be a whole number, got '2'"),
+        ({"workers": True}, "ParameterServer: workers must be a whole number, got True"),
+        ({"shards": 1.5}, "ParameterServer: shards must be a whole number, got 1.5"),
+        ({"mode": "stale", "staleness": 1.5}, "ParameterServer: staleness must be a whole number, got 1.5"),
+        ({"mode": 3}, "ParameterServer: mode must be one of 'async', 'stale', 'sync', got 3"),
+        ({"compression": None}, "compression must be one of 'none', 'bfloat16', 'top-k', got None"),
+        ({"keep": "x"}, "ParameterServer: keep must be a number, got 'x'"),
+        ({"cpus": -1}, "ParameterServer: cpus must be at least 0, got -1"),
+        ({"staleness": 5}, "staleness=5 is for mode='stale', and mode is 'async'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -183,37 +202,103 @@ def test_compressed_gradients_take_less() -> None:
     assert taken["top-k"] == pytest.approx(taken["none"] / 5, rel=0.1)
 
 
+class Interrupting:
+    """Ctrl-C while shards answer, at the answers whose numbers `when` picks."""
+
+    def __init__(self, trainer: Trainer, when: Callable[[int], bool], every: int = 64) -> None:
+        self._servers: Any = trainer._run.learner._servers  # type: ignore[attr-defined]
+        self._servers._every, self._wait = every, self._servers._wait
+        self._when, self._asked, self.count = when, count(1), 0
+        self._servers._wait = self._interrupted
+
+    def _interrupted(self, *what: Any) -> Any:
+        if self._when(next(self._asked)):
+            self.count += 1
+            raise KeyboardInterrupt
+        return self._wait(*what)
+
+    def stop(self) -> None:
+        self._servers._wait = self._wait
+
+
+def went_on(trainer: Trainer, iterations: int) -> None:
+    for _ in range(iterations):
+        while True:
+            try:
+                trainer.train()
+                break
+            except KeyboardInterrupt:
+                pass
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_an_interrupted_run_goes_on(mode: Any) -> None:
-    """Ctrl-C while shards answer, now and then, and `train` again."""
-    algorithm, env = CASES["ppo"]
-    on = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode=mode, inline=True)
+def test_an_interrupted_run_goes_on(mode: Any, name: str) -> None:
+    """Ctrl-C now and then, in snapshots too, and `train` again: no strike, and each gradient once."""
+    algorithm, env = UNIFORM[name]
+    on = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode=mode, strikes=1, inline=True)
     with Trainer(algorithm, env, on=on) as trainer:
-        for _ in range(4):
+        for _ in range(6):
             trainer.train()
         expected = trainer.fingerprint()
     with Trainer(algorithm, env, on=on) as trainer:
-        learner: Any = trainer._run.learner
-        wait, asked, interrupted = learner._servers._wait, count(), 0
-
-        def interrupting(*what: Any) -> Any:
-            if next(asked) % 23 == 22:
-                raise KeyboardInterrupt
-            return wait(*what)
-
-        learner._servers._wait = interrupting
-        for _ in range(4):
-            while True:
-                try:
-                    trainer.train()
-                    break
-                except KeyboardInterrupt:
-                    interrupted += 1
-        learner._servers._wait = wait
-        assert interrupted > 1
+        random = Random(0)
+        ctrl_c = Interrupting(trainer, lambda n: random.random() < 0.1, every=2)
+        went_on(trainer, 6)
+        ctrl_c.stop()
+        assert ctrl_c.count > 1
         if mode == "sync":
             assert trainer.fingerprint() == expected
         else:
-            account = trainer._run.account  # type: ignore[attr-defined]
+            account, state = trainer._run.account, trainer._run.learner.state  # type: ignore[attr-defined]
             assert account.ordered == account.applied + account.in_flight
-            assert int(learner.state.updates.low) == account.applied
+            assert int(state.updates.low) == account.applied
+
+
+@pytest.mark.parametrize("when", [3, 8, 13, 18])
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_a_state_has_nothing_of_an_interrupted_update(name: str, when: int) -> None:
+    """Who looks at it, or saves it, gets that of between updates; and the run goes on to the same bits."""
+    algorithm, env = UNIFORM[name]
+    with Trainer(algorithm, env, on=INLINE) as trainer:
+        prints = []
+        for _ in range(8):
+            trainer.train()
+            prints.append(trainer.fingerprint())
+    with Trainer(algorithm, env, on=INLINE) as trainer:
+        for _ in range(5):
+            trainer.train()
+        ctrl_c, run = Interrupting(trainer, lambda n: n == when, every=2), trainer._run
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                trainer.train()
+        ctrl_c.stop()
+        done: int = run._iteration  # type: ignore[attr-defined]
+        assert trainer.fingerprint() == prints[done - 1]
+        for number in range(done, 8):
+            trainer.train()
+            assert trainer.fingerprint() == prints[number]
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_a_checkpoint_has_the_gradients_that_have_arrived(name: str, tmp_path: Any) -> None:
+    """They were not applied when the run was interrupted, and their groups are done with them."""
+    algorithm, env = UNIFORM[name]
+    on = ParameterServer(workers=2, envs=8, groups=4, inline=True)
+    with Trainer(algorithm, env, on=on) as trainer:
+        for _ in range(8):
+            trainer.train()
+        run: Any = trainer._run
+        ctrl_c = Interrupting(trainer, lambda n: n == 1)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        ctrl_c.stop()
+        assert run._arrived
+        applied, due = run.account.applied, sum(one.done.computed is not None for one in run._arrived)
+        place = trainer.save(tmp_path / "place")
+        assert not run._arrived and run.account.applied == applied + due
+        clocks = [run._plan.clock(g) for g in range(4)]
+    with Trainer.restore(place) as again:
+        run = again._run
+        assert [run._plan.clock(g) for g in range(4)] == clocks
+        assert int(run.learner.state.updates.low) == applied + due

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from interrupts import Interrupts
 from test_shares import agent_of, random_like, same
 
 from shoal import ShoalError
 from shoal.execution.cluster.parcels import form_of, looked_at
-from shoal.execution.cluster.shard_fleet import InlineShards, ShardLost
-from shoal.execution.parameter_server.servers import Servers, Work
+from shoal.execution.cluster.shard_fleet import InlineShards, InputLost, ShardLost
+from shoal.execution.parameter_server import record
+from shoal.execution.parameter_server import servers as module
+from shoal.execution.parameter_server.record import Work
+from shoal.execution.parameter_server.servers import Servers
 from shoal.execution.parameter_server.shard import ParameterShard, Push, Step
 from shoal.execution.parameter_server.shares import Shares
 from shoal.recipe import Recipe
@@ -72,6 +76,8 @@ class Flaky(InlineShards):
         return set(handles) - silent
 
     def take(self, handle: Any) -> Any:
+        if self.ill.get(handle.shard) == "without its input":
+            raise InputLost("its node is gone")
         if isinstance(handle, Lost) or handle.shard in self.ill:
             raise ShardLost("killed")
         return handle.value
@@ -113,16 +119,36 @@ def work(number: int) -> Work:
     return Work(Step(tuple(pushes), seen=seen), tuple(gradients))
 
 
-def end(faults: dict[int, str], strikes: int = 1000) -> tuple[State, Servers]:
-    """After 12 steps, with a snapshot now and then."""
+def end(
+    faults: dict[int, str], strikes: int = 1000, interrupts: Interrupts | None = None
+) -> tuple[State, Servers]:
+    """After 12 steps, with a snapshot now and then; what is interrupted is asked for again."""
     _, shares, _ = parts()
     fleet = Flaky(faults)
     state = random_like(shares.form, 0)
     servers = Servers(fleet, shares, 1, state, strikes, every=5, clock=lambda: fleet.now)
+    go: Any = (interrupts or Interrupts(())).until_done
+    norms = []
     for number in range(12):
-        servers.advance([work(number)])
-    same(servers.published(), servers.state._replace(opt=()))
+        version, made = servers.version, work(number)
+        norms += go(lambda made=made, version=version: servers.advance([made], version))
+        if number == 7:
+            version = servers.version
+            go(lambda state=servers.state: servers.load(state))
+            assert servers.version > version
+    np.testing.assert_array_equal(norms, np.float64(norms_of_all()))
+    same(go(servers.published), go(lambda: servers.state)._replace(opt=()))
     return servers.state, servers
+
+
+@cache
+def norms_of_all() -> list[float]:
+    """Of the sums of two gradients, shard by shard."""
+    norms = []
+    for number in range(12):
+        sums = [first + second for first, second in zip(*work(number).gradients, strict=True)]
+        norms.append(sum(float(part @ part) for part in sums) ** 0.5)
+    return norms
 
 
 @cache
@@ -135,8 +161,67 @@ def undisturbed() -> State:
 def test_lost_shards_change_no_bit(faults: dict[int, str]) -> None:
     found, servers = end(faults)
     same(found, undisturbed())
-    assert servers.version == 12
+    assert servers.version > 12
     assert len(servers.events) == servers.recovery.count
+
+
+@QUICK
+@given(
+    st.sets(st.integers(1, 1500), min_size=3, max_size=9),
+    st.dictionaries(st.integers(1, 80), st.just("killed"), max_size=2),
+)
+def test_interruptions_change_no_bit(at: set[int], faults: dict[int, str]) -> None:
+    """Ctrl-C at any line, while shards start, answer, are saved or made again; and alone it is no strike."""
+    interrupts = Interrupts((module, record), at)
+    found, servers = end(faults, 1000 if faults else 1, interrupts)
+    same(found, undisturbed())
+    assert interrupts.raised and interrupts.lines > 1500
+    assert servers.recovery.count == 0 or faults
+
+
+def test_steps_that_count_are_not_made_again() -> None:
+    """The interruption came when they did, and before anybody had the answer."""
+    _, shares, _ = parts()
+    servers = Servers(InlineShards(made), shares, 1, random_like(shares.form, 0), 3)
+    version = servers.version
+    norms, state = servers.advance([work(0), work(1)], version), servers.state
+    assert servers.advance([work(0), work(1)], version) == norms and len(norms) == 2
+    assert servers.version == version + 2
+    same(servers.state, state)
+
+
+def test_steps_are_taken_back() -> None:
+    """The State is that of the mark, and its version a new one: workers know what the others were."""
+    _, shares, _ = parts()
+    servers = Servers(InlineShards(made), shares, 1, random_like(shares.form, 0), 3, every=2)
+    servers.advance([work(0)])
+    mark, before, gone = servers.mark(), servers.state, set[int]()
+    for number in (1, 2, 3):  # a snapshot is among them
+        servers.advance([work(number)])
+        gone.add(servers.version)
+    Interrupts((module, record), {7, 40}).until_done(lambda: servers.back(mark))
+    same(servers.state, before)
+    same(servers.published(), before._replace(opt=()))
+    servers.advance([work(1)])
+    assert servers.version not in gone
+
+
+def test_gradients_that_are_gone_with_a_shard_are_one_line() -> None:
+    """Its node took both, so that making it again fails."""
+    _, shares, _ = parts()
+    fleet = Flaky({})
+    servers = Servers(fleet, shares, 1, random_like(shares.form, 0), 3, clock=lambda: fleet.now)
+    servers.advance([work(0)])
+    start, fleet.ill[1] = fleet.start, "killed"
+
+    def started(shard: int) -> Any:
+        handle = start(shard)
+        fleet._faults = {fleet._calls + 2: "without its input"}
+        return handle
+
+    fleet.start = started  # type: ignore[method-assign]
+    with pytest.raises(ShoalError, match=r"went down with the machine.* go on from the last"):
+        servers.advance([work(1)])
 
 
 def test_each_loss_is_told_and_timed() -> None:

@@ -24,13 +24,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from shoal.checks import at_least, typed
 from shoal.errors import ShoalError, did_you_mean
 from shoal.execution import group_size
+from shoal.mesh import Mesh
 
 if TYPE_CHECKING:
     from shoal.execution import Evaluator, Run
-    from shoal.mesh import Mesh
     from shoal.recipe import Experiment
+    from shoal.types import Plan
 
 STRATEGIES = ("SPREAD", "DEFAULT", "PACK", "STRICT_PACK", "STRICT_SPREAD")
 
@@ -79,6 +81,10 @@ class Cluster:
     strikes: int = 3
 
     def __post_init__(self) -> None:
+        typed(self)
+        at_least(self, 0, "cpus", "policy_cpus", "policy_gpus", "learner_cpus")
+        at_least(self, 0, "patience", strictly=True)
+        at_least(self, 1, "strikes", "max_runners", "per_update", "learner_memory")
         if self.runners == "auto":
             if self.groups is None:
                 raise ShoalError("with runners='auto', say how many groups there are: groups=")
@@ -95,6 +101,8 @@ class Cluster:
             raise ShoalError("policy_actors must be 0 or more, and is for runners on Ray, not inline")
         if self.learners is None:
             self._check_no_learners()
+        elif not isinstance(self.learners, Mesh):
+            raise ShoalError(f"learners must be a Mesh, such as Mesh(data=2), got {self.learners!r}")
         elif self.inline:
             raise ShoalError("learners are processes on Ray, not inline: leave one of the two out")
         if self.learner_gpus not in (0, 1):
@@ -108,7 +116,7 @@ class Cluster:
                 raise ShoalError(f"{name} must be between {least} and {most}, got {number}")
 
     def _check_no_learners(self) -> None:
-        for name, default in (("learner_gpus", 0), ("learner_memory", None)):
+        for name, default in (("learner_cpus", 1.0), ("learner_gpus", 0), ("learner_memory", None)):
             if getattr(self, name) != default:
                 raise ShoalError(f"{name} is for learners that are processes: say learners=Mesh(...) too")
 
@@ -130,6 +138,17 @@ class Cluster:
     def at_first(self) -> int:
         """The number of runners to begin with."""
         return self.min_runners if self.runners == "auto" else self.runners
+
+    def at_a_time(self, plan: Plan) -> int:
+        """Environments in an update; with a replay and a plan that allows staleness, in an observation."""
+        from shoal.types import Replay
+
+        size = group_size(self.envs, self.in_groups)
+        if not plan.staleness:
+            return size * self.in_groups
+        if isinstance(plan, Replay):
+            return size
+        return size * (self.per_update or max(1, self.in_groups // 2))
 
     def prepared(self) -> AbstractContextManager[None]:
         """Start or join Ray in the background, for the runs that are started in the block; a Ray that none of

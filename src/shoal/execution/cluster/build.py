@@ -41,8 +41,7 @@ def start(on: Cluster, experiment: Experiment) -> Run:
     _check(on, waits=not plan.staleness, replayed=replayed)
     if replayed:
         layout_of(experiment, groups, size)  # a capacity that does not fit is said before anything starts
-    per_update = (on.per_update or max(1, groups // 2)) if plan.staleness else groups
-    at_a_time = size if replayed else size * per_update  # environments in an update, or an observation
+    at_a_time = on.at_a_time(plan)
     if on.learners is not None:
         learners.check(on, experiment, at_a_time)
     undo = ExitStack()
@@ -57,7 +56,9 @@ def start(on: Cluster, experiment: Experiment) -> Run:
             undo.callback(shards.close)
             return ShardedRun(experiment, learner, pool, shards, groups, size, ahead, undo.close)
         if plan.staleness:
-            return AsynchronousRun(experiment, learner, pool, groups, size, per_update, ahead, undo.close)
+            return AsynchronousRun(
+                experiment, learner, pool, groups, size, at_a_time // size, ahead, undo.close
+            )
         return SynchronousRun(experiment, learner, pool, groups, size, undo.close)
     except BaseException:
         undo.close()

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from shoal.errors import ShoalError
 
+KILL_SECONDS = 2.0  # for a signal to be sent, before Ray is left
+
 
 class ShardLost(Exception):
     """The shard is dead, or its node is."""
@@ -108,20 +110,22 @@ class _Answer:
 class ShardActor:
     """The Ray actor around a shard. It is ready when `hold` has returned."""
 
+    def identity(self) -> Any:
+        """Of this process (see `session.process_identity`)."""
+        from shoal.execution.cluster.session import process_identity
+
+        return process_identity()
+
     def begin(self, threads: int) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         from shoal.runtime import configure
 
         configure(threads)
 
-    def hold(self, make: str, *arguments: Any) -> Any:
-        """Have the shard that "module:name" makes of the arguments; returns the identity of this process (see
-        `session.process_identity`)."""
-        from shoal.execution.cluster.session import process_identity
-
+    def hold(self, make: str, *arguments: Any) -> None:
+        """Have the shard that "module:name" makes of the arguments."""
         module, _, name = make.partition(":")
         self._shard = getattr(importlib.import_module(module), name)(*arguments)
-        return process_identity()
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._shard, method)(*arguments)
@@ -144,11 +148,14 @@ class RayShards:
         )
         self._make, self._arguments, self._threads = make, arguments, threads
         self._shards: dict[int, Any] = {}
-        self._identity: dict[int, Any] = {}
+        self._told: dict[int, Any] = {}  # who they are, known before they are ready: one may stop on its way
         self._starting: dict[Any, int] = {}
+        self._ready: set[int] = set()
+        self._killing: list[threading.Thread] = []
 
     def start(self, shard: int) -> Any:
         actor = self._shards[shard] = self._actor.remote()
+        self._told[shard] = actor.identity.remote()
         actor.begin.remote(self._threads)
         ready = actor.hold.remote(self._make, *self._arguments(shard))
         self._starting[ready] = shard
@@ -197,28 +204,44 @@ class RayShards:
             raise ShardLost(_first_line(error)) from None
         except RayError as error:
             raise InputLost(_first_line(error)) from None
-        shard = self._starting.pop(handle, None)
-        if shard is not None:
-            self._identity[shard] = value
+        if handle in self._starting:
+            self._ready.add(self._starting.pop(handle))
         return value
 
     def kill(self, shard: int) -> None:
         from shoal.execution.cluster.session import kill_process
 
-        actor, identity = self._shards.pop(shard, None), self._identity.pop(shard, None)
+        actor = self._shards.pop(shard, None)
         if actor is None:
             return
+        identity = self._identity(self._told.pop(shard))
         self._ray.kill(actor)
         if identity is not None:  # Ray lets go of a stopped process, but does not end it
-            threading.Thread(target=kill_process, args=identity, daemon=True).start()
+            killing = threading.Thread(target=kill_process, args=identity, daemon=True)
+            killing.start()
+            self._killing = [thread for thread in self._killing if thread.is_alive()] + [killing]
+        self._starting = {ready: other for ready, other in self._starting.items() if other != shard}
+        self._ready.discard(shard)
+
+    def _identity(self, told: Any) -> Any:
+        """Of a process, if it has said so."""
+        from ray.exceptions import RayError
+
+        try:
+            return self._ray.get(told, timeout=0)
+        except RayError:  # also that there is no answer yet
+            return None
 
     def identities(self) -> dict[int, Any]:
         """Of every shard that has been ready: its node, process number and start time."""
-        return dict(self._identity)
+        known = {shard: self._identity(self._told[shard]) for shard in self._ready}
+        return {shard: identity for shard, identity in known.items() if identity is not None}
 
     def close(self) -> None:
         for shard in list(self._shards):
             self.kill(shard)
+        for killing in self._killing:  # Ray may be gone thereafter, and a stopped process would stay
+            killing.join(KILL_SECONDS)
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@ distributed machine learning with the parameter server").
 
 shares.py        how a State is divided            compression.py  gradients made smaller
 shard.py         one shard: a state machine        worker.py, actor.py  hosts groups, computes gradients
-servers.py       the supervisor of shards          tasks.py        what orders are for
+servers.py, record.py  the supervisor of shards    tasks.py        what orders are for
 work.py          what a group does next            asynchronous.py nobody waits, or nobody runs far ahead
 learner.py       the single process's steps, divided
 build.py         from the settings to a started run
@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from shoal.checks import at_least
+from shoal.checks import at_least, typed
 from shoal.errors import ShoalError, did_you_mean
 from shoal.execution import group_size
 from shoal.execution.cluster import STRATEGIES, begun_for, evaluator_of
@@ -61,8 +61,9 @@ class ParameterServer:
     strikes: int = 3
 
     def __post_init__(self) -> None:
+        typed(self)
         at_least(self, 1, "workers", "shards", "strikes")
-        at_least(self, 0, "staleness")
+        at_least(self, 0, "staleness", "cpus")
         at_least(self, 0, "patience", strictly=True)
         for name, known in (("mode", MODES), ("compression", COMPRESSIONS), ("strategy", STRATEGIES)):
             value = getattr(self, name)
@@ -70,6 +71,8 @@ class ParameterServer:
                 raise ShoalError(f"unknown {name} {value!r}; {did_you_mean(value, known)}")
         if not 0 < self.keep <= 1:
             raise ShoalError(f"keep must be greater than 0 and at most 1, got {self.keep}")
+        if self.mode != "stale" and self.staleness != ParameterServer.staleness:
+            raise ShoalError(f"staleness={self.staleness} is for mode='stale', and mode is {self.mode!r}")
         if self.mode == "sync" and self.compression == "top-k":
             raise ShoalError(
                 "compression='top-k' leaves to a worker what to send later, which mode='sync' cannot: use "

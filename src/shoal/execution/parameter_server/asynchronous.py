@@ -76,7 +76,10 @@ class AsynchronousRun:
         self._numbers = dict.fromkeys(range(groups), 0)  # of each group's next order
         self._arrived: list[Arrived] = []  # and is not applied
         self._applied: list[Arrived] = []  # in the iteration under way
+        self._at: int | None = None  # the shards' version before what is being applied
         self.account = Account()
+        # The groups' clocks and states are those of after what has arrived, and so the state shall be too.
+        learner.settle = self._apply
 
     def iterate(self) -> Iteration:
         """Go on until as many fragments are done with as there are groups. Where that raises and is called
@@ -89,12 +92,12 @@ class AsynchronousRun:
             self._take(self._pool.deliveries(WAIT_SECONDS))
             self._apply()
             fragments = [one.done.fragment for one in self._applied if one.done.fragment is not None]
-        arrived, self._applied = self._applied, []
-        seconds = perf_counter() - begun
+        arrived, seconds = self._applied, perf_counter() - begun
         gradients = [one for one in arrived if one.done.computed is not None]
         applying = self._servers.spent - applying
         spent = {"collect": seconds - applying, "learn": applying, **self._pool.figures()}
         spent |= {**self._servers.figures(), "gradients_per_second": len(gradients) / seconds}
+        self._applied = []
         return Iteration(
             metrics={name: np.array(value) for name, value in self._metrics(gradients).items()},
             fragments=fragments,
@@ -144,13 +147,15 @@ class AsynchronousRun:
         """Have the shards make the steps of what has arrived."""
         if not self._arrived:
             return
-        self._servers.advance([one.done.work for one in self._arrived])
+        if self._at is None:
+            self._at = self._servers.version
+        self._servers.advance([one.done.work for one in self._arrived], self._at)
         gradients = sum(one.done.computed is not None for one in self._arrived)
         self.account.applied += gradients
         self.account.in_flight -= gradients
         self._tasks.applied += gradients
         self._applied += self._arrived
-        self._arrived = []
+        self._arrived, self._at = [], None
 
     def _metrics(self, gradients: list[Arrived]) -> dict[str, float]:
         """Means over all rows, and what became of gradients."""
@@ -177,7 +182,8 @@ class AsynchronousRun:
         }
 
     def save(self) -> dict[str, Any]:
-        """What is under way is not part of it: a resumed run has it done again."""
+        """What is under way is not part of it: a resumed run has it done again. What has arrived is."""
+        self._apply()
         states = {str(g): saved for g in self._numbers if (saved := self._pool.saved(g)) is not None}
         return {"applied": np.int64(self._tasks.applied), "groups": states, "plan": self._plan.save()}
 

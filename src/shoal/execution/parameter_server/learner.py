@@ -9,8 +9,10 @@ who computed what. To rounding they are those of a learner that has the whole mi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +24,8 @@ from shoal.execution.cluster.parcels import Seen, looked_at
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
 from shoal.execution.learner import Learned, News
-from shoal.execution.parameter_server.servers import Servers, Work
+from shoal.execution.parameter_server.record import Mark, Work
+from shoal.execution.parameter_server.servers import Servers
 from shoal.execution.parameter_server.shard import Step
 from shoal.execution.parameter_server.shares import Shares
 from shoal.execution.parameter_server.tasks import Tasks
@@ -31,15 +34,20 @@ from shoal.sgd import NORM
 from shoal.types import Agent, Batch, Draws, Key, OnPolicy, Params, State, Trajectory
 
 
-class _Update(NamedTuple):
-    """An update under way. source: a handle. found: of each minibatch with which a step was made. norms: of
-    their gradients' sums; none where a minibatch is one part."""
+@dataclass
+class _Update:
+    """An update, or an observation, under way. key: None of an observation. before: where the servers stood.
+    source: a handle, once the experience is put. at_hand: a minibatch, and the gradients of its parts. found:
+    of each minibatch with which a step was made, what was computed and the norm of its gradients' sum; none
+    where it is one part. undone: the servers are to stand again where they stood."""
 
-    key: np.ndarray
+    key: np.ndarray | None
     number: int
-    source: Any
-    found: list[list[Computed]]
-    norms: list[float]
+    before: Mark
+    source: Any = None
+    at_hand: tuple[int, list[Delivery]] = (-1, [])
+    found: list[tuple[list[Computed], list[float]]] = field(default_factory=list)
+    undone: bool = False
 
 
 class ServerLearner:
@@ -63,14 +71,20 @@ class ServerLearner:
         self._form = shares.form._replace(opt=())
         self._updates, self._numbers = count(), count(1)
         self._update: _Update | None = None
+        self._answered: tuple[np.ndarray, Learned] | None = None  # of the last update
         self._told = 0.0  # seconds of the shards that were told
+        self.settle: Callable[[], None] = lambda: None  # what comes before the state is looked at
 
     @property
     def state(self) -> State:
+        """Between updates: of one that was interrupted it has nothing, for who goes on from here makes it."""
+        self.settle()
+        self._undo()
         return self._servers.state
 
     @state.setter
     def state(self, state: State) -> None:
+        self._update = self._answered = None
         self._servers.load(jax.device_get(state))
 
     @property
@@ -85,32 +99,47 @@ class ServerLearner:
 
     def learn(self, experience: Any, key: Key) -> Learned:
         """Where that was interrupted, and is called again with the same key, it goes on."""
+        return self._learned(None, experience, key)
+
+    def observe(self, trajectory: Trajectory) -> None:
+        """Where that was interrupted, and is called again, it goes on."""
+        update = self._under_way(None)
+        self._observe(trajectory, update)
+        self._update = None
+
+    def observe_and_learn(self, trajectory: Trajectory, draws: Draws, key: Key) -> Learned:
+        return self._learned(trajectory, draws, key)
+
+    def _learned(self, observed: Trajectory | None, experience: Any, key: Key) -> Learned:
+        if self._answered is not None and np.array_equal(self._answered[0], np.asarray(key)):
+            return self._answered[1]  # the interruption came when all was done
+        update = self._under_way(np.asarray(key))
+        if observed is not None:
+            self._observe(observed, update)
         seen = self._seen(experience) if isinstance(self._agent.plan, OnPolicy) else None
         total, rows = minibatches_of(self._agent, self._form, experience)
         steps = int(experience.count) if isinstance(experience, Draws) else total
-        if not self._is_under_way(key):
+        if update.source is None:
             put = self._servers.put
-            source = put(Source(put(sealed(experience)), self._servers.slices, np.asarray(key)))
-            self._update = _Update(np.asarray(key), next(self._updates), source, [], [])
-        assert self._update is not None
-        _, update, source, found, norms = self._update
-        for k in range(len(found), steps):
-            parts = self._computed(update, k, source)
+            update.source = put(Source(put(sealed(experience)), self._servers.slices, np.asarray(key)))
+        first = update.before.version + (observed is not None)
+        for k in range(len(update.found), steps):
+            if update.at_hand[0] != k:
+                update.at_hand = k, self._computed(update.number, k, update.source)
+            parts = update.at_hand[1]
             computed: list[Computed] = [part.report.seen for part in parts]
             step = Step(tuple(one.push for one in computed), seen=seen if k + 1 == steps else None)
-            norms += self._servers.advance([Work(step, tuple(part.trajectory for part in parts))])
-            found.append(computed)
-        self._update = None
-        means = _means([one for step in found for one in step], norms)
-        return Learned(means, _priorities(found, total, rows))
+            work = Work(step, tuple(part.trajectory for part in parts))
+            update.found.append((computed, self._servers.advance([work], first + k)))
+        means = _means(update.found)
+        learned = Learned(means, _priorities([computed for computed, _ in update.found], total, rows))
+        self._answered, self._update = (np.asarray(key), learned), None
+        return learned
 
-    def observe(self, trajectory: Trajectory) -> None:
-        self._servers.advance([Work(Step((), seen=self._seen(trajectory)))])
-
-    def observe_and_learn(self, trajectory: Trajectory, draws: Draws, key: Key) -> Learned:
-        if not self._is_under_way(key):
-            self.observe(trajectory)
-        return self.learn(draws, key)
+    def _observe(self, trajectory: Trajectory, update: _Update) -> None:
+        """The first step of an update, if it is not made."""
+        if update.source is None:
+            self._servers.advance([Work(Step((), seen=self._seen(trajectory)))], update.before.version)
 
     def news(self) -> News:
         """Of the shards. apply: seconds until steps were made."""
@@ -120,8 +149,22 @@ class ServerLearner:
     def close(self) -> None:
         pass  # what is behind it ends with the run
 
-    def _is_under_way(self, key: Key) -> bool:
-        return self._update is not None and np.array_equal(self._update.key, np.asarray(key))
+    def _under_way(self, key: np.ndarray | None) -> _Update:
+        """The update that was interrupted, if it is this one; else a new one."""
+        update = self._update
+        if update is not None and update.undone:
+            self._undo()
+        elif update is not None and np.array_equal(update.key, key):  # type: ignore[arg-type]
+            return update
+        self._update = _Update(key, next(self._updates), self._servers.mark())
+        return self._update
+
+    def _undo(self) -> None:
+        """Stand where nothing of an interrupted update is made. Interrupted itself, it is done again."""
+        if self._update is not None:
+            self._update.undone = True
+            self._servers.back(self._update.before)
+            self._update = None
 
     def _computed(self, update: int, minibatch: int, source: Any) -> list[Delivery]:
         """The gradients of all parts of a minibatch, in order."""
@@ -160,11 +203,14 @@ def check_parts(rows: int, groups: int) -> None:
         )
 
 
-def _means(computed: list[Computed], norms: list[float]) -> dict[str, np.ndarray]:
-    """Metrics of all rows, and what a gradient took on its way. norms: instead of those of the parts."""
+def _means(found: list[tuple[list[Computed], list[float]]]) -> dict[str, np.ndarray]:
+    """Metrics of all rows, and what a gradient took on its way. Norms that are told count instead of those of
+    the parts."""
+    computed = [one for of_step, _ in found for one in of_step]
     weight = max(sum(float(one.push.weight) for one in computed), 1e-8)
     names = computed[0].push.metrics if computed else ()
     sums = {name: sum(float(one.push.metrics[name]) for one in computed) for name in names}
+    norms = [norm for _, of_step in found for norm in of_step]
     if norms and NORM in sums:
         sums[NORM] = sum(norms)
     means = {name: value / weight for name, value in sums.items()}

@@ -22,7 +22,7 @@ from shoal.execution.cluster.shard_pool import Draw
 from shoal.execution.cluster.sharded import shards_of
 from shoal.execution.learning import LearnKeys, learning_of
 from shoal.execution.parameter_server.learner import minibatches_of
-from shoal.execution.parameter_server.servers import Work
+from shoal.execution.parameter_server.record import Work
 from shoal.execution.parameter_server.shard import Step
 from shoal.execution.parameter_server.worker import Collect, Computed, Given, Own, Task
 from shoal.keys import fold

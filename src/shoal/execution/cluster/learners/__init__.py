@@ -4,6 +4,7 @@ member.py   the actor: a learner over the devices of all members, of which this 
 parts.py    what travels: parts of a state, and experience without what repeats itself
 crew.py     the members' processes: started, asked and ended together
 group.py    the `Learner` in the driver: brings back what a member that is lost takes with it
+record.py   what it keeps for that
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ def check(on: Cluster, experiment: Experiment, envs: int) -> None:
     from shoal.execution import split
     from shoal.mesh import Mesh
 
-    if not isinstance(on.learners, Mesh):
-        raise ShoalError(f"learners must be a Mesh, such as Mesh(data=2), got {on.learners!r}")
+    assert on.learners is not None
     agent = experiment.agent
     split.check(on.learners, agent.plan, envs)
     form = jax.eval_shape(agent.init, np.zeros(2, np.uint32))
@@ -77,7 +77,11 @@ def begin(on: Cluster, experiment: Experiment) -> LearnerGroup:
     )
     crew = RayCrew(task, Room(cpus=on.learner_cpus, gpus=on.learner_gpus))
     limits = Limits(patience=on.patience, strikes=on.strikes)
-    return LearnerGroup(crew, experiment.agent, limits)
+    try:
+        return LearnerGroup(crew, experiment.agent, limits)
+    except BaseException:
+        crew.close()
+        raise
 
 
 def _mb(count: int) -> str:

@@ -6,15 +6,19 @@
 The members compute one program together, so that none of them can go on when one is lost. Then all are ended,
 new ones are started, get the state of the last commit and repeat what was learned since. What an update gives
 depends on state, experience and key alone, so the parameters are the same bits as without the loss.
+
+An interruption (Ctrl-C) may come at any moment. Who goes on asks again for what was not answered: an update
+that was sent is not sent again, and where only some members were sent an order, all are started again.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,9 +26,10 @@ import numpy as np
 from shoal.counters import value
 from shoal.errors import ShoalError
 from shoal.execution.cluster.deadlines import Usual, allowed
-from shoal.execution.cluster.learners.crew import Call, Crew, MembersLost
+from shoal.execution.cluster.learners.crew import Crew, MembersLost
 from shoal.execution.cluster.learners.member import Begun, Told
 from shoal.execution.cluster.learners.parts import Holds, bytes_of, cut, joined, slim
+from shoal.execution.cluster.learners.record import Asked, Losses, Order, Sent, Stand
 from shoal.execution.cluster.roster import Limits
 from shoal.execution.learner import Learned, News
 from shoal.types import Agent, Draws, Key, Params, State, Trajectory
@@ -40,32 +45,7 @@ ONCE = {
     "warm",
 }  # while the driver is busy elsewhere: how long they take is not seen
 LOG_BYTES = 256 << 20  # of experience, that may be held until the next commit
-
-
-class _Order(NamedTuple):
-    """arguments: those that all members get; each: those that each member has of its own. bytes: of the
-    experience that is held for it."""
-
-    method: str
-    arguments: tuple[Any, ...] = ()
-    each: tuple[tuple[Any, ...], ...] | None = None
-    bytes: int = 0
-
-
-class _Sent(NamedTuple):
-    order: _Order
-    call: Call
-    replaces: int | None  # a commit: how much of the log it stands for
-
-
-@dataclass
-class Losses:
-    """count: how often members were lost. seconds: from when that was known until the group stood again where
-    it had been, each time. repeated: updates that were made again."""
-
-    count: int = 0
-    seconds: list[float] = field(default_factory=list)
-    repeated: int = 0
+MOST_SENT = 32  # orders without an answer, before an observation waits for them
 
 
 class LearnerGroup:
@@ -83,63 +63,70 @@ class LearnerGroup:
         self._limits = replace(limits, slack=SLACK_SECONDS, start=START_SECONDS)
         self._form = jax.eval_shape(agent.init, key)
         self._acting_form = jax.eval_shape(agent.policy, self._form)
-        self._sent: deque[_Sent] = deque()
+        self._sent: deque[Sent] = deque()
         self._usual: dict[str, Usual] = {}
         self._known: set[str] = set()  # what these members have done before
-        self._committed: State | None = None  # whole; None: the one that the seed gives
-        self._log: list[_Order] = []
+        self._stand = Stand()
         self._log_seconds, self._commit_seconds = 0.0, COMMIT_SECONDS  # of updates since the last commit
-        self._committing = False
         self._in_a_row, self._hangs = 0, 0
+        self._lost_at: float | None = None  # and the group does not stand again
+        self._doubtful = False  # members may have been sent different orders, or not all that count
         self._holds: tuple[Holds, ...] = ()
         self._acting: Params | None = None
         self._env_steps = 0
         self._peak, self.base = 0, 0
         self._events: list[str] = []
         self.losses = Losses()
-        self._forms_seen: list[_Order] = []  # what is compiled ahead by members that begin
+        self._forms_seen: tuple[Order, ...] = ()  # what is compiled ahead by members that begin
         self._begin()
-        self._send(_Order("fresh"))
+        self._tell()
 
     # -- the Learner -------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
-        return self._joined(self._form, self._ask(_Order("save")))
+        """Between updates: one that was interrupted is not in it, for who goes on from here makes it."""
+        asked = self._stand.asked
+        if asked is not None and asked.experience is not None:
+            self._retried(self._settle)
+            with self._all_or_none():
+                self._stand = self._stand.without(asked)
+                self._tell()
+        return self._joined(self._form, self._ask(Order("save")))
 
     @state.setter
     def state(self, state: State) -> None:
         whole = jax.tree.map(np.asarray, state)
-        if not self._holds:
-            self._retried(self._settle)
-        self._committed, self._log, self._log_seconds = whole, [], 0.0
-        self._env_steps, self._acting, self._committing = value(whole.env_steps), None, False
-        self._sent = deque(sent._replace(replaces=None) for sent in self._sent)  # a commit of another state
-        self._ask(self._loading(whole))
+        self._retried(self._settle)
+        with self._all_or_none():
+            self._stand, self._log_seconds = Stand(whole), 0.0
+            self._tell()
+        self._retried(self._settle)
 
     @property
     def env_steps(self) -> int:
-        if self._sent:
+        if self._sent or self._doubtful:
             self._retried(self._settle)
         return self._env_steps
 
     def acting(self) -> Params:
         if self._acting is None:
-            self._acting = self._joined(self._acting_form, self._ask(_Order("acting")))
+            self._acting = self._joined(self._acting_form, self._ask(Order("acting")))
         return self._acting
 
     def warm(self, form: Trajectory) -> None:
-        order = _Order("warm", (form,))
-        self._forms_seen = [order]
-        self._send(order)
+        order = Order("warm", (form,))
+        self._forms_seen = (order,)
+        self._enact(order, lambda: self._stand)
 
     def learn(self, experience: Any, key: Key) -> Learned:
         return self._update("learn", experience, key=key)
 
     def observe(self, trajectory: Trajectory) -> None:
-        order = self._about("observe", trajectory)
-        self._send(order)
-        self._note(order)
+        """Where that was interrupted while it waited, nothing of it is done."""
+        self._make_room()
+        order = self._about("observe", [slim(trajectory)])
+        self._enact(order, lambda: self._stand.after(order))
 
     def observe_and_learn(self, trajectory: Trajectory, draws: Draws, key: Key) -> Learned:
         return self._update("observe_and_learn", trajectory, draws, key=key)
@@ -160,57 +147,79 @@ class LearnerGroup:
     # -- updates -----------------------------------------------------------------------------------------
 
     def _update(self, method: str, *experience: Any, key: Key) -> Learned:
-        order, at = self._about(method, *experience, key=key), self._clock()
-        told: Told = self._ask(order)[0]
-        self._log_seconds += self._clock() - at
-        self._note(order)
+        """Where that was interrupted, and is called again with the same, it goes on. (Updates in a row have
+        different keys.)"""
+        asked, thin, at = self._stand.asked, [slim(one) for one in experience], self._clock()
+        if asked is None or not asked.is_again(method, thin, np.asarray(key)):
+            order = self._about(method, thin, np.asarray(key))
+            asked = Asked(order, np.asarray(key), thin)
+            self._enact(order, lambda: self._stand.after(order, asked))
+        if asked.told is None:
+            self._retried(self._settle)
+            self._log_seconds += self._clock() - at
+        told = asked.told
+        assert told is not None and told.metrics is not None
+        asked.experience = None
         self._commit_if_due()
-        assert told.metrics is not None
         return Learned(told.metrics, told.priorities)
 
-    def _about(self, method: str, *experience: Any, key: Key | None = None) -> _Order:
-        thin = [slim(one) for one in experience]
+    def _about(self, method: str, thin: Sequence[Any], *key: np.ndarray) -> Order:
         arguments = [self._crew.put(one) for one in thin]
-        return _Order(
-            method,
-            tuple(arguments if key is None else [*arguments, np.asarray(key)]),
-            bytes=sum(map(bytes_of, thin)),
-        )
+        return Order(method, (*arguments, *key), bytes=sum(map(bytes_of, thin)))
 
-    def _note(self, order: _Order) -> None:
-        """What was sent has changed the state, or will have."""
-        self._log.append(order)
-        self._acting = None
+    def _enact(self, order: Order, stand: Callable[[], Stand]) -> None:
+        """Send what changes members. stand: gives what counts then."""
+        if self._doubtful:
+            self._retried(self._settle)
+        with self._all_or_none():
+            self._stand, self._acting = stand(), None
+            self._send(order)
 
     # -- commits -----------------------------------------------------------------------------------------
 
     def _commit_if_due(self) -> None:
-        held = sum(order.bytes for order in self._log)
-        due = self._log_seconds * COMMIT_SHARE >= self._commit_seconds or held > LOG_BYTES
-        if due and not self._committing:
-            self._committing = True
-            self._send(_Order("save"), replaces=len(self._log))
+        due = self._log_seconds * COMMIT_SHARE >= self._commit_seconds or self._stand.bytes > LOG_BYTES
+        under_way = any(sent.replaces is not None for sent in self._sent)
+        if due and self._stand.log and not under_way and not self._doubtful:
+            with self._all_or_none():
+                self._send(Order("save"), replaces=self._stand.end)
 
-    def _commit(self, sent: _Sent, answers: list[Any], seconds: float) -> None:
+    def _commit(self, replaces: int, answers: list[Any], seconds: float) -> None:
         """Have the answers as the state to begin with after a loss. They come while members learn."""
         at = self._clock()
-        self._committed = self._joined(self._form, answers)
-        self._commit_seconds = seconds + self._clock() - at
-        del self._log[: sent.replaces]
-        self._log_seconds, self._committing = 0.0, False
+        self._stand = self._stand.commit(self._joined(self._form, answers), replaces)
+        self._commit_seconds, self._log_seconds = seconds + self._clock() - at, 0.0
+
+    def _make_room(self) -> None:
+        """Nobody waits for the answer to an observation: until there is an update, calls would come together
+        here, and what is held for them, without end."""
+        if self._doubtful:
+            self._retried(self._settle)
+        self._commit_if_due()
+        while len(self._sent) >= MOST_SENT or self._stand.bytes > LOG_BYTES:
+            self._retried(self._settle)
+            self._commit_if_due()
 
     # -- asking members ----------------------------------------------------------------------------------
 
-    def _send(self, order: _Order, replaces: int | None = None) -> None:
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """What is sent in the block comes to all members, or where it is interrupted, to new ones."""
+        self._doubtful = True
+        yield
+        self._doubtful = False
+
+    def _send(self, order: Order, replaces: int | None = None) -> None:
         each = order.each or ((),) * self._crew.count
         call = self._crew.call(order.method, [(*own, *order.arguments) for own in each])
-        self._sent.append(_Sent(order, call, replaces))
+        self._sent.append(Sent(order, call, replaces))
 
-    def _ask(self, order: _Order) -> list[Any]:
+    def _ask(self, order: Order) -> list[Any]:
         """What all members answer to this order, after all that was sent before."""
 
         def once() -> list[Any]:
-            self._send(order)
+            with self._all_or_none():
+                self._send(order)
             return self._settle()
 
         return self._retried(once)
@@ -218,9 +227,14 @@ class LearnerGroup:
     def _retried(self, attempt: Callable[[], list[Any]]) -> list[Any]:
         while True:
             try:
+                if self._doubtful:
+                    self._renew()
+                if self._lost_at is not None:
+                    self._settle()
+                    self._stands_again(self._lost_at)
                 answers = attempt()
             except MembersLost as lost:
-                self._recover(lost)
+                self._lose(lost)
             else:
                 self._in_a_row = 0
                 return answers
@@ -236,73 +250,86 @@ class LearnerGroup:
             answers = self._crew.wait(sent.call, seconds)
             waited = self._clock() - at
             self._known.add(method)
-            self._sent.popleft()
             if method not in ONCE:
                 took = answers[0].seconds if isinstance(answers[0], Told) else waited
                 usual.note(took, first=first)
             self._hear(sent, answers, waited)
+            self._sent.popleft()  # at last: what is interrupted before, is heard again
         self._hangs = 0
         return answers
 
-    def _hear(self, sent: _Sent, answers: list[Any], waited: float) -> None:
+    def _hear(self, sent: Sent, answers: list[Any], waited: float) -> None:
         if isinstance(answers[0], Begun):
             self._holds = tuple(begun.holds for begun in answers)
             self.base = max(begun.base for begun in answers)
         elif isinstance(answers[0], Told):
             self._peak = max(told.peak for told in answers)
             self._env_steps = answers[0].env_steps
+            if (asked := self._stand.asked) is not None and sent.order is asked.order:
+                asked.told = answers[0]
+            elif sent.order.method == "observe":  # else it is seen how long an update takes
+                self._log_seconds += answers[0].seconds
         elif sent.replaces is not None:
-            self._commit(sent, answers, waited)
+            self._commit(sent.replaces, answers, waited)
 
     # -- losses ------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self._known.clear()
-        self._sent.append(_Sent(_Order("begin"), self._crew.start(), None))
+        self._sent.append(Sent(Order("begin"), self._crew.start(), None))
 
-    def _recover(self, lost: MembersLost) -> None:
-        """Have new members that stand where the lost ones stood, or end the run with one line."""
-        at = self._clock()
-        while True:
-            self._in_a_row += 1
-            self._hangs += lost.hang
-            self.losses.count += 1
-            self._events.append(f"the learners are started again: {lost}")
-            if self._in_a_row > self._limits.strikes:
-                raise ShoalError(
-                    f"learners were lost {self._in_a_row} times in a row, without an update in between; the "
-                    f"last time: {lost}"
-                )
-            self._crew.kill()
-            self._sent.clear()
-            self._committing = False
-            try:
-                self._repeat()
-                break
-            except MembersLost as again:
-                lost = again
-        seconds = self._clock() - at
+    def _lose(self, lost: MembersLost) -> None:
+        """Members are lost: new ones are needed, or the run ends with one line."""
+        if self._lost_at is None:
+            self._lost_at = self._clock()
+        self._doubtful = True
+        self._in_a_row += 1
+        self._hangs += lost.hang
+        self.losses.count += 1
+        self._events.append(f"the learners are started again: {lost}")
+        if self._in_a_row > self._limits.strikes:
+            raise ShoalError(
+                f"learners were lost {self._in_a_row} times in a row, without an update in between; the "
+                f"last time: {lost}"
+            )
+
+    def _renew(self) -> None:
+        """Have new members, and send them what makes them what counts. It is no loss where it is for an
+        interruption."""
+        if self._lost_at is None:
+            self._events.append("the learners are started again: an order to them was interrupted")
+        self._crew.kill()
+        self._sent.clear()
+        self._begin()
+        self._tell(*self._forms_seen)
+        self._doubtful = False
+
+    def _stands_again(self, lost_at: float) -> None:
+        seconds = self._clock() - lost_at
+        updates = sum(order.method != "observe" for order in self._stand.log)
         self.losses.seconds.append(seconds)
-        updates = sum(order.method != "observe" for order in self._log)
         self.losses.repeated += updates
         self._events.append(
             f"the learners stand where they stood, after {seconds:.1f} s; {updates} updates were made again"
         )
+        self._lost_at = None
 
-    def _repeat(self) -> None:
-        self._begin()
-        if self._committed is not None and not self._holds:
+    def _tell(self, *forms: Order) -> None:
+        """Send members all that counts, whatever they have been told before. forms: what they compile."""
+        committed, log = self._stand.committed, self._stand.log
+        if committed is not None and not self._holds:
             self._settle()
-        state = _Order("fresh") if self._committed is None else self._loading(self._committed)
-        for order in (state, *self._forms_seen, *self._log):
+        self._env_steps = 0 if committed is None else value(committed.env_steps)
+        self._acting = None
+        state = Order("fresh") if committed is None else self._loading(committed)
+        for order in (state, *forms, *log):
             self._send(order)
-        self._settle()
 
-    def _loading(self, state: State) -> _Order:
+    def _loading(self, state: State) -> Order:
         """Give each member its parts; those that hold the same get the same."""
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         put = {holds: self._crew.put(cut(leaves, holds)) for holds in set(self._holds)}
-        return _Order("load", (), tuple((put[holds],) for holds in self._holds))
+        return Order("load", (), tuple((put[holds],) for holds in self._holds))
 
     def _joined(self, form: Any, answers: Sequence[Any]) -> Any:
         return joined(form, (part for parts in answers for part in parts))
