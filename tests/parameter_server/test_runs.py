@@ -255,8 +255,7 @@ def test_an_interrupted_run_goes_on(mode: Any, name: str) -> None:
             assert int(state.updates.low) == account.applied
 
 
-@pytest.mark.parametrize("when", [3, 8, 13, 18])
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize(("name", "when"), [("ppo", 3), ("dqn", 8), ("ppo", 13), ("dqn", 18)])
 def test_a_state_has_nothing_of_an_interrupted_update(name: str, when: int) -> None:
     """Who looks at it, or saves it, gets that of between updates; and the run goes on to the same bits."""
     algorithm, env = UNIFORM[name]

@@ -41,6 +41,7 @@ def test_what_was_seen_is_recalled_with_memory_only(memory: int) -> None:
     assert gained > 0.9 if memory else gained < 0.65
 
 
+@pytest.mark.slow
 def test_rainbow_explores_by_its_noise_and_finds_the_shortest_way() -> None:
     """All of its parts, at the settings that its docstring advises for small tasks. Epsilon is 0."""
     rainbow = Rainbow(

@@ -63,7 +63,9 @@ def learned_value(algorithm: Any, env: Any) -> float:
         return [trainer.train() for _ in range(150)][-1]["value/q"]
 
 
-@pytest.mark.parametrize("name", ["DQN", pytest.param("DQN-n-step", marks=pytest.mark.slow), "SAC", "TD3"])
+@pytest.mark.parametrize(
+    "name", ["DQN", *(pytest.param(name, marks=pytest.mark.slow) for name in ("DQN-n-step", "SAC", "TD3"))]
+)
 def test_the_value_looks_past_time_limits_and_stops_at_ends(name: str) -> None:
     algorithm, env = CASES[name]
     assert learned_value(algorithm, env) == pytest.approx(VALUE, rel=0.08)
