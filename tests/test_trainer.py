@@ -191,7 +191,7 @@ def test_a_finished_run_stays_finished_until_it_goes_on(tmp_path: Path) -> None:
     with Trainer.resume(folder) as again:
         again.train()
         assert RunDir.read(folder).summary is None
-        again.fit(600)
+        again.fit(np.int64(600))
     assert RunDir.read(folder).goal == {"steps": 600, "seconds": None, "target_return": None}
 
 
@@ -298,6 +298,7 @@ def test_names_are_not_imported_without_consent(tmp_path: Path) -> None:
         (lambda: Trainer(SMALL, "CartPole-v1", checkpoint_every=-1), "checkpoint_every must be at least 1"),
         (lambda: Trainer(SMALL, "CartPole-v1").fit(0), "steps must be at least 1, got 0"),
         (lambda: Trainer(SMALL, "CartPole-v1").fit(), "fit needs a goal"),
+        (lambda: Trainer(SMALL, "CartPole-v1").fit(target_return="475"), "target_return must be a number"),
         (lambda: Local(envs=8, groups=3), "groups=3 must divide envs=8"),
         (lambda: Trainer(SMALL, "CartPole-v1").save(), "needs a path"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -39,17 +40,21 @@ def check(algorithm: Any, on: Executor, options: Mapping[str, Any]) -> None:
     check_sinks(options["sinks"])
 
 
-def check_goal(goal: Mapping[str, Any]) -> None:
-    """Of `Trainer.fit`: steps, seconds, target_return, of which one at least is not None."""
+def checked_goal(goal: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `Trainer.fit`, with NumPy's numbers as Python's: steps, seconds, target_return, of which one at
+    least is not None."""
     if all(limit is None for limit in goal.values()):
         raise ShoalError("fit needs a goal: steps=, seconds= or target_return=")
     if goal["steps"] is not None:
         _check_number("steps", goal["steps"], 1, Real)  # 1e6 will do
     if goal["seconds"] is not None:
         _check_number("seconds", goal["seconds"], 0, Real)
+    if goal["target_return"] is not None:
+        _check_number("target_return", goal["target_return"], -math.inf, Real)
+    return {name: limit.item() if hasattr(limit, "item") else limit for name, limit in goal.items()}
 
 
-def _check_number(name: str, value: Any, least: int, kind: type) -> None:
+def _check_number(name: str, value: Any, least: float, kind: type) -> None:
     if not isinstance(value, kind) or isinstance(value, bool):
         words = "a whole number" if kind is Integral else "a number"
         raise ShoalError(f"{name} must be {words}, got {value!r}")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from shoal import checkpoint
-from shoal.assembly import assemble, check, check_goal
+from shoal.assembly import assemble, check, checked_goal
 from shoal.envs.recording import recorded
 from shoal.errors import ShoalError
 from shoal.evaluation import Evaluation, evaluate
@@ -173,12 +173,12 @@ class Trainer:
 
     def _aim(self, goal: dict[str, Any]) -> dict[str, Any]:
         """The goal, or where there is none, the one from before; noted in the run directory."""
-        if self._recorder is not None:
-            if all(limit is None for limit in goal.values()):
-                goal |= self._recorder.run.goal or {}
-            check_goal(goal)
-            self._recorder.run.write_goal(goal)
-        check_goal(goal)
+        run = None if self._recorder is None else self._recorder.run
+        if run is not None and all(limit is None for limit in goal.values()):
+            goal |= run.goal or {}
+        goal = checked_goal(goal)
+        if run is not None:
+            run.write_goal(goal)
         return goal
 
     def _finish(self, *, done: bool) -> None:
