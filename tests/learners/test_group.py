@@ -234,11 +234,8 @@ def test_an_interrupted_update_is_learned_once(wait: int) -> None:
     assert learned(crew) == expected
 
 
-def test_a_state_has_nothing_of_an_interrupted_update() -> None:
-    """It goes into a checkpoint, and who goes on from there asks for the update, as who goes on here does."""
-    learner, key = group(crew := ToyCrew()), np.array([0, 1], np.uint32)
-    learner.learn(np.ones(SIZE, np.float32), np.array([0, 0], np.uint32))
-    before, steps = learner.state, learner.env_steps
+def interrupt(learner: LearnerGroup, crew: ToyCrew, key: np.ndarray) -> None:
+    """Ctrl-C while an update of ones is waited for."""
     answers = crew.wait
 
     def interrupted(call: Call, seconds: float) -> list[Any]:
@@ -248,6 +245,14 @@ def test_a_state_has_nothing_of_an_interrupted_update() -> None:
     with pytest.raises(KeyboardInterrupt):
         learner.learn(np.ones(SIZE, np.float32), key)
     crew.wait = answers  # type: ignore[method-assign]
+
+
+def test_a_state_has_nothing_of_an_interrupted_update() -> None:
+    """It goes into a checkpoint, and who goes on from there asks for the update, as who goes on here does."""
+    learner, key = group(crew := ToyCrew()), np.array([0, 1], np.uint32)
+    learner.learn(np.ones(SIZE, np.float32), np.array([0, 0], np.uint32))
+    before, steps = learner.state, learner.env_steps
+    interrupt(learner, crew, key)
     jax.tree.map(np.testing.assert_array_equal, learner.state, before)
     assert learner.env_steps == steps and crew.starts == 1
     told = learner.learn(np.ones(SIZE, np.float32), key)
@@ -259,15 +264,7 @@ def test_a_state_has_nothing_of_an_interrupted_update() -> None:
 def test_other_experience_is_another_update() -> None:
     """An asynchronous run that was interrupted goes on with the key and another batch."""
     learner, key = group(crew := ToyCrew()), np.array([0, 1], np.uint32)
-    answers = crew.wait
-
-    def interrupted(call: Call, seconds: float) -> list[Any]:
-        raise KeyboardInterrupt
-
-    crew.wait = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        learner.learn(np.ones(SIZE, np.float32), key)
-    crew.wait = answers  # type: ignore[method-assign]
+    interrupt(learner, crew, key)
     learner.learn(np.zeros(SIZE, np.float32), key)
     assert learner.env_steps == 14
 

@@ -167,7 +167,7 @@ class TD3:
             return Gradient(total, critic.weight, {**critic.metrics, "loss/actor": loss})
 
         def grads(state: State, rows: Any, key: Key) -> Gradient:
-            # With the actor's part always: on a parameter server nobody knows which step this will be.
+            # With the actor's part always: where gradients are late, nobody knows which step this will be.
             del key  # the noise is part of the rows, so that halves of a minibatch add up to the whole
             return critics_and(jax.value_and_grad(actor_loss), state, rows)
 
