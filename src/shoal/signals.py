@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 
 INTERRUPTED = 130  # the exit code of a program that was interrupted
 _SHOW_CURSOR = b"\x1b[?25h\n"  # a live panel hides it
@@ -54,3 +55,32 @@ class Signals:
                 os._exit(INTERRUPTED)
             self.requested = True
             self._on_first()
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """Ctrl-C in this block raises KeyboardInterrupt at its end, and a second one at once.
+
+    Only where Python's own handler would have raised it: somebody else's is left alone, and so are threads,
+    which get no signals.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    interrupted = False
+
+    def first(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted:
+        raise KeyboardInterrupt

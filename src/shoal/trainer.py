@@ -26,6 +26,7 @@ from shoal.progress import Progress
 from shoal.recorder import Recorder
 from shoal.restoring import Given, restored, resumed, snapshot, take_parameters
 from shoal.rundir import RunDir
+from shoal.signals import whole
 
 
 class Trainer:
@@ -116,12 +117,16 @@ class Trainer:
     # -- learning ----------------------------------------------------------------------------------------
 
     def train(self) -> Result:
-        """One iteration: a fragment of every environment, and the update (or the gradient steps) it earns."""
+        """One iteration: a fragment of every environment, and the update (or the gradient steps) it earns.
+
+        Ctrl-C raises KeyboardInterrupt after it, so that nothing is lost; a second one, in its middle.
+        """
         if self._closed:
             raise ShoalError("this Trainer is closed: it trains no more")
         begun = time.perf_counter()
-        iteration = self._run.iterate()
-        return self._take(iteration, self._run.learner.env_steps, begun)
+        with whole():
+            iteration = self._run.iterate()
+            return self._take(iteration, self._run.learner.env_steps, begun)
 
     def _take(self, iteration: Iteration, env_steps: int, begun: float) -> Result:
         """What follows an iteration that began at `begun`: its result, its row, evaluations, checkpoints."""

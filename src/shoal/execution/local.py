@@ -18,6 +18,7 @@ from shoal.execution.learner import LearnerHere
 from shoal.execution.learning import LearnKeys, described, learning_of
 from shoal.execution.split import split_here
 from shoal.execution.unroll import fragment_form, join
+from shoal.execution.whole import Whole
 from shoal.keys import key_for
 from shoal.mesh import Mesh
 from shoal.recipe import Experiment
@@ -66,11 +67,16 @@ class LocalRun:
         self._keys = LearnKeys.of(seed)
         self._carry = agent.begin(size)
         self._iteration = 0
+        self._whole = Whole()
         self.learner = LearnerHere.new(agent, key_for(seed, "init"), split)
         self._store = self._learning.begin(fragment_form(agent, spec, envs))
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned."""
+        with self._whole.iteration():
+            return self._iterate()
+
+    def _iterate(self) -> Iteration:
         params, i = self.learner.acting(), self._iteration
         collected = [self._host.collect(g, i, i, params) for g in self._groups]
         trajectories = [c.trajectory for c in collected]
@@ -89,6 +95,7 @@ class LocalRun:
         )
 
     def save(self) -> dict[str, Any]:
+        self._whole.check()
         groups = {str(g): self._host.save(g) for g in self._groups}
         store = self._learning.save(self._store)
         return {"iteration": np.int64(self._iteration), "groups": groups, "store": store}
