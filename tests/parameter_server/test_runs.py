@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from itertools import count
 from random import Random
@@ -39,8 +38,6 @@ CASES: dict[str, tuple[Any, str]] = {
         "Pendulum-v1",
     ),
 }
-# Without priorities: `replay.insert` counts them, and counts them twice where it is repeated.
-UNIFORM = {"ppo": CASES["ppo"], "dqn": (replace(CASES["dqn"][0], prioritized=False), "CartPole-v1")}
 INLINE = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode="sync", inline=True)
 
 
@@ -69,11 +66,15 @@ def close(a: State, b: State) -> None:
         np.testing.assert_allclose(y, x, rtol=0, atol=1e-5 * scale, err_msg=where)
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = {"ppo", "dqn"}
+EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_synchronous_is_the_single_process(name: str) -> None:
     state, print_of_two = trained(name, INLINE)
     close(local(name)._replace(opt=()), state._replace(opt=()))
-    for workers in (1, 4) if name in ("ppo", "dqn") else ():
+    for workers in (1, 4) if name in QUICK else ():
         on = ParameterServer(**{**INLINE.__dict__, "workers": workers})
         assert trained(name, on)[1] == print_of_two
 
@@ -235,7 +236,7 @@ def went_on(trainer: Trainer, iterations: int) -> None:
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_an_interrupted_run_goes_on(mode: Any, name: str) -> None:
     """Ctrl-C now and then, in snapshots too, and `train` again: no strike, and each gradient once."""
-    algorithm, env = UNIFORM[name]
+    algorithm, env = CASES[name]
     on = ParameterServer(workers=2, shards=2, envs=8, groups=4, mode=mode, strikes=1, inline=True)
     with Trainer(algorithm, env, on=on) as trainer:
         for _ in range(6):
@@ -258,7 +259,7 @@ def test_an_interrupted_run_goes_on(mode: Any, name: str) -> None:
 @pytest.mark.parametrize(("name", "when"), [("ppo", 3), ("dqn", 8), ("ppo", 13), ("dqn", 18)])
 def test_a_state_has_nothing_of_an_interrupted_update(name: str, when: int) -> None:
     """Who looks at it, or saves it, gets that of between updates; and the run goes on to the same bits."""
-    algorithm, env = UNIFORM[name]
+    algorithm, env = CASES[name]
     with Trainer(algorithm, env, on=INLINE) as trainer:
         prints = []
         for _ in range(8):
@@ -282,7 +283,7 @@ def test_a_state_has_nothing_of_an_interrupted_update(name: str, when: int) -> N
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_a_checkpoint_has_the_gradients_that_have_arrived(name: str, tmp_path: Any) -> None:
     """They were not applied when the run was interrupted, and their groups are done with them."""
-    algorithm, env = UNIFORM[name]
+    algorithm, env = CASES[name]
     on = ParameterServer(workers=2, envs=8, groups=4, inline=True)
     with Trainer(algorithm, env, on=on) as trainer:
         for _ in range(8):

@@ -42,6 +42,22 @@ def filled(shape: Layout, past: Any, fragments: int, seed: int) -> Any:
 
 
 @few
+@given(**SHAPES)
+def test_an_insertion_that_is_repeated_changes_nothing(
+    seed: int, envs: int, rows: int, capacity: int, frames: int, prioritized: bool, fragments: int
+) -> None:
+    """As where what follows it in an iteration raised, and the iteration is made again."""
+    capacity = max(capacity, envs * rows)
+    shape = layout(envs, frames, rows=rows, capacity=capacity, prioritized=prioritized)
+    past = history(seed, (fragments + 1) * rows, envs, frames)
+    before = filled(shape, past, fragments, seed)
+    fragment = past.fragment(fragments * rows, rows)
+    once = jax.tree.map(np.array, insert(shape, before, fragment))
+    again = insert(shape, before, fragment)
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+
+
+@few
 @given(**SHAPES, n_step=st.integers(1, 4))
 def test_transitions_are_those_of_the_history(
     seed: int,

@@ -29,6 +29,7 @@ class Priorities(NamedTuple):
 
     tree: float32 [2 * P], a sum tree over the units (see sumtree.py); a unit that cannot be drawn has 0.
     top: float32 [], the highest priority given so far, 1 at first. live: int32 [], units that can be drawn.
+    In NumPy the tree and live are written in place.
     """
 
     tree: Array
@@ -75,7 +76,8 @@ def empty(layout: Layout, fragment: Trajectory, xp: Any) -> Memory:
         carry = jax.tree.map(lambda x: ring(x, layout.rows // layout.fragment, 1), fragment.carry)
     priorities = ()
     if layout.prioritized:
-        priorities = Priorities(sumtree.zeros(layout.units, xp), xp.float32(1.0), xp.int32(0))
+        nothing = xp.zeros((), xp.int32)
+        priorities = Priorities(sumtree.zeros(layout.units, xp), xp.float32(1.0), nothing)
     return Memory(
         obs=obs,
         first=ring(fragment.first),
@@ -237,12 +239,16 @@ def prioritise(layout: Layout, memory: Memory, wanted: Array | None) -> Memory:
     if wanted is not None:
         top = xp.maximum(top, xp.max(xp.where(fresh, given, xp.float32(0))))
     tree = sumtree.put_leaves(priorities.tree, unit, given)
-    live = (given > 0).sum(dtype=xp.int32) - (leaves > 0).sum(dtype=xp.int32)
+    more = (given > 0).sum(dtype=xp.int32) - (leaves > 0).sum(dtype=xp.int32)
     # Both ends of the ring, of sizes that do not depend on where it is; repairing more does no harm.
     if xp is jnp or start + count > layout.units:
         tree = sumtree.repair(tree, 0, count)
     tree = sumtree.repair(tree, xp.minimum(start, layout.units - count), count)
-    return memory._replace(priorities=Priorities(tree, top, priorities.live + live))
+    live = priorities.live + more
+    if xp is np:  # in place, as the tree is: an insertion that is repeated counts nothing twice
+        priorities.live[...] = live
+        live = priorities.live
+    return memory._replace(priorities=Priorities(tree, top, live))
 
 
 def stacked_places(layout: Layout, memory: Memory, place: Array) -> Array:

@@ -111,4 +111,4 @@ def _check_priorities(found: Mapping[str, np.ndarray], under: str) -> None:
 def _rebuilt(layout: Layout, priorities: Priorities) -> Priorities:
     size = priorities.tree.shape[0] // 2
     tree = sumtree.rebuild(priorities.tree, size)
-    return Priorities(tree, priorities.top, (tree[size:] > 0).sum(dtype=np.int32))
+    return Priorities(tree, priorities.top, np.array((tree[size:] > 0).sum(), np.int32))
