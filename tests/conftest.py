@@ -29,9 +29,9 @@ from shoal.runtime import configure
 configure(threads=1)
 gc.set_threshold(200_000, 20, 20)  # JAX makes many objects that stay, and each look at them all takes long
 
-# What runs here is compiled as it is for users: where bits of two programs are compared, and where much is
-# computed, as in all long tests.
-AS_IN_USE = {"agreement", "learning"}
+# What runs here is compiled as it is for users, since bits of two programs are compared; and so are all long
+# tests, which compute much.
+AS_IN_USE = {"agreement"}
 
 # What starts a Ray, or has one for a module, and mostly waits: one worker has it all.
 RAY = (

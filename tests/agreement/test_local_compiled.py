@@ -51,8 +51,8 @@ CASES = {
 OTHERS = {name: (GRIDWORLD if env == CARTPOLE else CARTPOLE, groups) for name, (env, groups) in CASES.items()}
 
 
-# What another case is more than, or differs from in the loss alone.
-LESS = {"ppo-kl", "reinforce-bare", "dqn", "dqn-prioritized", "td3"}
+# What another case is more than, or differs from in the loss alone; and whose memory another case has.
+LESS = {"ppo-kl", "reinforce", "reinforce-bare", "dqn", "dqn-memory", "dqn-prioritized", "td3"}
 
 
 def quick(name: str, *where: Any) -> Any:

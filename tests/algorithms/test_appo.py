@@ -133,7 +133,10 @@ def test_the_target_follows_as_told() -> None:
     assert not any(jax.tree.leaves(kept))
 
 
-@pytest.mark.parametrize("name", SPACES)
+# The other spaces go the same way as IMPALA's.
+@pytest.mark.parametrize(
+    "name", [name if name == "box" else pytest.param(name, marks=pytest.mark.slow) for name in SPACES]
+)
 def test_keeps_what_executors_rely_on(name: str) -> None:
     spec, memory = spec_of(name)
     cfg = APPO(hidden=(4,), rollout_length=5, epochs=1, minibatches=2, memory=memory)

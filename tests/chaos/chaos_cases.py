@@ -49,6 +49,11 @@ CASES: dict[str, dict[str, Any]] = {
         on=Local(envs=4),
     ),
     "sac-pendulum": dict(algorithm=SAC(**REPLAYED, capacity=600), env="Pendulum-v1", on=Local(envs=2)),
+    "dqn-compiled": dict(
+        algorithm=DQN(**REPLAYED, capacity=600, prioritized=True),
+        env="jax:CartPole-v1",
+        on=Compiled(envs=4, groups=2),
+    ),
     "rainbow-compiled": dict(
         algorithm=Rainbow(**REPLAYED, capacity=600, atoms=11, v_max=100.0),
         env="jax:CartPole-v1",

@@ -36,7 +36,15 @@ def kill_midway(name: str, run_dir: Path, rng: random.Random) -> None:
 
 
 # Whose replay, memory, or way of saving environments another case has too.
-LONG = {"ppo-bipedalwalker", "a2c-memory-compiled", "td3-compiled"}
+LONG = {
+    "a2c-acrobot",
+    "a2c-memory-compiled",
+    "ppo-bipedalwalker",
+    "ppo-compiled",
+    "rainbow-compiled",
+    "reinforce-compiled",
+    "td3-compiled",
+}
 EACH = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
 
 

@@ -73,7 +73,7 @@ def kill_midway(name: str, run_dir: Path) -> None:
     assert child.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
+@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "dqn"])
 def test_a_synchronous_run_goes_on_as_if_nothing_had_happened(
     name: str, ray_here: None, tmp_path: Path
 ) -> None:

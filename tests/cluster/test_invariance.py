@@ -32,8 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 SHAPE = {"envs": 8, "groups": 4}
 RUNNERS = (1, 2, 4)
-# Every case and every number of runners once or more; all of their product is for a longer day.
-QUICK = {("ppo", 4), ("dqn", 1), ("sac", 2), ("ppo-jax", 4), ("ppo-memory", 1), ("ppo-memory", 2)}
+# Every case and every number of runners once; all of their product is for a longer day.
+QUICK = {("ppo", 4), ("dqn", 1), ("sac", 2), ("ppo-jax", 4), ("ppo-memory", 2)}
 PRODUCT = [
     pytest.param(name, runners, marks=() if (name, runners) in QUICK else pytest.mark.slow)
     for name, runners in product(CASES, RUNNERS)
