@@ -16,7 +16,7 @@ from typing import Literal
 
 import pytest
 
-from shoal import Cluster, Local, cli, cli_cluster, cli_list, cli_options, cli_train
+from shoal import Cluster, Local, cli, cli_cluster, cli_list, cli_options, cli_parsing, cli_train
 from shoal.errors import ShoalError
 
 TINY = ("--rollout-length", "16", "--epochs", "1", "--minibatches", "1", "--hidden", "8", "--envs", "2")
@@ -47,7 +47,7 @@ PARTS = {"stop": cli_options.Stopping, "run": cli_options.Run, "x": Settings}
 
 class TestParsing:
     def parse(self, *argv: str) -> dict[str, object]:
-        return cli_options.parse(PARTS, argv, "shoal train x", "Train x.")
+        return cli_parsing.parse(PARTS, argv, "shoal train x", "Train x.")
 
     def test_everything_lands_where_it_belongs(self) -> None:
         parsed = self.parse(
@@ -124,7 +124,7 @@ class TestParsing:
         from shoal.algorithms import load
 
         with pytest.raises(ShoalError, match="--network is a function: it can be given in Python only"):
-            cli_options.parse({"ppo": load("ppo")}, ["--network", "x"], "shoal train ppo", "")
+            cli_parsing.parse({"ppo": load("ppo")}, ["--network", "x"], "shoal train ppo", "")
 
     def test_help_shows_every_flag_and_its_docstring(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
@@ -144,16 +144,16 @@ class TestParsing:
 
     def test_key_values(self) -> None:
         pairs = ["a=1", "b=true", "c=x", "d=[1, 2]", "e=(1, 'y')", "f=x=y", "g=None", "h=-0.5"]
-        assert cli_options.key_values(pairs) == {
+        assert cli_parsing.key_values(pairs) == {
             **{"a": 1, "b": True, "c": "x", "d": [1, 2]},
             **{"e": (1, "y"), "f": "x=y", "g": None, "h": -0.5},
         }
         for wrong in ("a", "=1", "a b=1"):
             with pytest.raises(ShoalError, match="key=value"):
-                cli_options.key_values([wrong])
+                cli_parsing.key_values([wrong])
 
     def test_documented(self) -> None:
-        assert cli_options.documented(Settings)[:3] == [
+        assert cli_parsing.documented(Settings)[:3] == [
             ("rate", "float", "0.5", "How fast."),
             ("sizes", "tuple[int, ...]", "(1, 2)", "How wide."),
             ("kind", "Literal['tanh', 'relu']", "'tanh'", ""),
@@ -163,7 +163,7 @@ class TestParsing:
         from shoal import algorithms
 
         for name in algorithms.REGISTRY:
-            for setting, _, _, text in cli_options.documented(algorithms.load(name)):
+            for setting, _, _, text in cli_parsing.documented(algorithms.load(name)):
                 assert len(text) > 20, f"{name}.{setting}"
 
 
@@ -267,7 +267,7 @@ class TestTheProgram:
         settings = {field.name for field in dataclasses.fields(Cluster)}
         assert settings == {f.name for f in dataclasses.fields(cli_options.OnCluster)} | {"envs", "groups"}
         flags = ["--runners", "3", "--resources", "far=2", "a=0.5", "--inline", "--cpus", "0.5"]
-        parsed = cli_options.parse(cli_options.TRAIN, ["E", *flags], "", "")["cluster"]
+        parsed = cli_parsing.parse(cli_options.TRAIN, ["E", *flags], "", "")["cluster"]
         given = {"runners": 3, "resources": {"far": 2.0, "a": 0.5}, "inline": True, "cpus": 0.5}
         assert cli_cluster.settings(parsed) == given
 
@@ -291,7 +291,7 @@ class TestTheProgram:
 
     def test_where_a_run_goes_on(self) -> None:
         def moved(was: dict[str, object], *flags: str) -> object:
-            parsed = cli_options.parse(cli_options.RESUME, ["RUN", *flags], "", "")
+            parsed = cli_parsing.parse(cli_options.RESUME, ["RUN", *flags], "", "")
             return cli_cluster.moved(parsed["cluster"], parsed["server"], parsed["resume"].on, was)
 
         local = {"name": "local", "envs": 8, "groups": 4}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shoal import algorithms, cli, cli_options, cli_solve, rllib_config
+from shoal import algorithms, cli, cli_options, cli_parsing, cli_solve, rllib_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -107,17 +107,17 @@ def check_shoal(words: list[str]) -> None:
     assert name in cli.COMMANDS or name == "--help", name
     if name == "train":
         algorithm, *rest = rest
-        cli_options.parse({**cli_options.TRAIN, "algorithm": algorithms.load(algorithm)}, rest, name, "")
+        cli_parsing.parse({**cli_options.TRAIN, "algorithm": algorithms.load(algorithm)}, rest, name, "")
     elif name == "show":
         algorithm, *rest = rest
         parts = {"show": cli_options.Show, "algorithm": algorithms.load(algorithm)}
-        assert not rest or cli_options.parse(parts, rest, name, "")
+        assert not rest or cli_parsing.parse(parts, rest, name, "")
     elif name == "resume":
-        cli_options.parse(cli_options.RESUME, rest, name, "")
+        cli_parsing.parse(cli_options.RESUME, rest, name, "")
     elif name != "--help":
         options = {"evaluate": cli_options.Evaluate, "plot": cli_options.Plot, "list": cli_options.List}
         options["solve"] = cli_solve.Solve
-        cli_options.parse({name: options[name]}, rest, name, "")
+        cli_parsing.parse({name: options[name]}, rest, name, "")
 
 
 def check_make(words: list[str]) -> None:
@@ -168,7 +168,7 @@ def test_commands_parse(block: Block, words: list[str]) -> None:
 def settings_table(name: str) -> str:
     """An algorithm's settings as they stand on its page."""
     rows = ["| setting | default | |", "|---|---|---|"]
-    for setting, _, default, text in cli_options.documented(algorithms.load(name)):
+    for setting, _, default, text in cli_parsing.documented(algorithms.load(name)):
         rows.append(f"| `{setting}` | `{default}` | {' '.join(text.split())} |")
     return "\n".join(rows)
 

@@ -146,7 +146,8 @@ def resume(arguments: list[str], failure: Failure) -> int:
 
 def evaluate(arguments: list[str], failure: Failure) -> int:
     """shoal evaluate RUN ..."""
-    from shoal.cli_options import Evaluate, parse
+    from shoal.cli_options import Evaluate
+    from shoal.cli_parsing import parse
 
     options = parse(
         {"evaluate": Evaluate}, arguments, "shoal evaluate", "Play episodes with a trained policy."
@@ -168,7 +169,8 @@ def evaluate(arguments: list[str], failure: Failure) -> int:
 
 def plot(arguments: list[str], failure: Failure) -> int:
     """shoal plot RUN ..."""
-    from shoal.cli_options import Plot, parse
+    from shoal.cli_options import Plot
+    from shoal.cli_parsing import parse
 
     options = parse({"plot": Plot}, arguments, "shoal plot", "Draw learning curves.")["plot"]
     if not options.runs:
@@ -182,7 +184,8 @@ def plot(arguments: list[str], failure: Failure) -> int:
 def list_runs(arguments: list[str], failure: Failure) -> int:
     """shoal list [FOLDER]"""
     from shoal.cli_list import described, table
-    from shoal.cli_options import List, parse
+    from shoal.cli_options import List
+    from shoal.cli_parsing import parse
 
     folder = Path(parse({"list": List}, arguments, "shoal list", "List runs.")["list"].folder)
     if not folder.is_dir() and arguments:

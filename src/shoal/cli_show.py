@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoal import algorithms
-from shoal.cli_options import Show, documented, key_values, parse
+from shoal.cli_options import Show
+from shoal.cli_parsing import documented, key_values, parse
 from shoal.errors import ShoalError
 from shoal.execution.cluster import Cluster
 from shoal.mesh import Mesh, parsed

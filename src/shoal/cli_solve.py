@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from shoal.cli_options import key_values, parse
+from shoal.cli_parsing import key_values, parse
 from shoal.errors import ShoalError
 
 _WIDEST = 2500  # cells, up to which a grid is printed

@@ -11,7 +11,8 @@ from typing import Any
 
 from shoal import algorithms, cli_cluster
 from shoal.cli_list import read_json
-from shoal.cli_options import RESUME, TRAIN, OnCluster, OnServer, Run, Stopping, key_values, parse
+from shoal.cli_options import RESUME, TRAIN, OnCluster, OnServer, Run, Stopping
+from shoal.cli_parsing import key_values, parse
 from shoal.display import Display, Goal, Row, duration, number, quantity
 from shoal.errors import ShoalError
 from shoal.mesh import parsed

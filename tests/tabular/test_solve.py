@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal import GridWorld, cli, cli_options
+from shoal import GridWorld, cli, cli_parsing
 from shoal.cli_solve import Solve
 from shoal.errors import ShoalError
 from shoal.tabular import Grid, draw, policy_iteration, random_mdp, text_grid, uniform_policy
@@ -68,7 +68,7 @@ def test_mistakes_are_one_line(words: list[str], said: str, capsys: pytest.Captu
 )
 def test_options_that_do_not_fit(words: list[str], said: str) -> None:
     with pytest.raises(ShoalError) as caught:
-        cli_options.parse({"solve": Solve}, words, "shoal solve", "")
+        cli_parsing.parse({"solve": Solve}, words, "shoal solve", "")
     assert said in str(caught.value)
 
 
