@@ -22,8 +22,8 @@ _PUBLIC = {
     "A3C": "shoal.algorithms.a2c",
     "REINFORCE": "shoal.algorithms.reinforce",
     "DQN": "shoal.algorithms.dqn",
-    "Rainbow": "shoal.algorithms.dqn",
-    "ApexDQN": "shoal.algorithms.dqn",
+    "Rainbow": "shoal.algorithms.dqn_presets",
+    "ApexDQN": "shoal.algorithms.dqn_presets",
     "IMPALA": "shoal.algorithms.impala",
     "APPO": "shoal.algorithms.appo",
     "SAC": "shoal.algorithms.sac",
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from shoal.algorithms.a2c import A3C as A3C
     from shoal.algorithms.appo import APPO as APPO
     from shoal.algorithms.dqn import DQN as DQN
-    from shoal.algorithms.dqn import ApexDQN as ApexDQN
-    from shoal.algorithms.dqn import Rainbow as Rainbow
+    from shoal.algorithms.dqn_presets import ApexDQN as ApexDQN
+    from shoal.algorithms.dqn_presets import Rainbow as Rainbow
     from shoal.algorithms.impala import IMPALA as IMPALA
     from shoal.algorithms.ppo import PPO as PPO
     from shoal.algorithms.q_learning import QLearning as QLearning

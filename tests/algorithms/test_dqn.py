@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fragments import random_data
 
-from shoal import DQN, Rainbow, ShoalError, algorithms, cli_options
-from shoal.algorithms.dqn import ApexDQN, spread
+from shoal import DQN, Rainbow, ShoalError, algorithms, cli_parsing
+from shoal.algorithms.dqn import spread
+from shoal.algorithms.dqn_presets import ApexDQN
 from shoal.counters import add, value
 from shoal.keys import fold, key_for
 from shoal.spaces import Box, Discrete, MultiDiscrete
@@ -388,7 +389,7 @@ def test_rainbow_has_all_parts_and_takes_changes() -> None:
 def test_rainbow_from_the_command_line() -> None:
     assert algorithms.load("rainbow") is DQN and algorithms.default("rainbow") == Rainbow()
     parts, defaults = {"rainbow": DQN}, {"rainbow": Rainbow()}
-    parsed = cli_options.parse(parts, ["--v-min", "0", "--no-noisy"], "shoal train rainbow", "", defaults)
+    parsed = cli_parsing.parse(parts, ["--v-min", "0", "--no-noisy"], "shoal train rainbow", "", defaults)
     assert parsed["rainbow"] == Rainbow(v_min=0.0, noisy=False)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from shoal import DQN, PPO, Cluster, Trainer
-from shoal.algorithms.dqn import ApexDQN
+from shoal.algorithms.dqn_presets import ApexDQN
 from shoal.checkpoint import flatten
 from shoal.errors import ShoalError
 from shoal.execution.cluster import parcels

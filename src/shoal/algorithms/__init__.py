@@ -23,8 +23,8 @@ REGISTRY = {
 # Functions that give an algorithm's dataclass with other defaults.
 PRESETS = {
     "a3c": "shoal.algorithms.a2c:A3C",
-    "rainbow": "shoal.algorithms.dqn:Rainbow",
-    "apex": "shoal.algorithms.dqn:ApexDQN",
+    "rainbow": "shoal.algorithms.dqn_presets:Rainbow",
+    "apex": "shoal.algorithms.dqn_presets:ApexDQN",
     "ddpg": "shoal.algorithms.td3:DDPG",
 }
 
