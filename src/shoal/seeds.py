@@ -13,6 +13,7 @@ from shoal.counters import value
 from shoal.errors import ShoalError
 from shoal.execution.compiled import Compiled, CompiledRun, iteration_of
 from shoal.metrics import Result
+from shoal.signals import held
 from shoal.trainer import Trainer
 
 
@@ -62,22 +63,48 @@ def train_seeds(
     done = [0] * len(seeds)
     for trainer in trainers:
         trainer._aim({"steps": steps, "seconds": None, "target_return": None})
-    try:
-        while min(done) < steps:
-            begun = time.perf_counter()
-            state, loop, store, seen = together(keys, state, loop, store)
-            seen, counts = jax.device_get((seen, state.env_steps))
-            spent = time.perf_counter() - begun
-            results = []
-            for s, trainer in enumerate(trainers):
-                part = iteration_of(jax.tree.map(lambda x, s=s: x[s], seen), spent)
-                done[s] = value(jax.tree.map(lambda x, s=s: x[s], counts))
-                results.append(trainer._take(part, done[s], begun))
-            if on_results is not None:
-                on_results(results)
-    finally:
-        for s, run in enumerate(runs):
-            run.learner.state, run.loop, run.store = jax.tree.map(lambda x, s=s: x[s], (state, loop, store))
+
+    def iteration() -> list[Result]:
+        """Of all seeds; each Trainer notes its own."""
+        nonlocal state, loop, store
+        begun = time.perf_counter()
         for trainer in trainers:
-            trainer._finish(done=min(done) >= steps)
+            trainer._unbroken.begin()
+        state, loop, store, seen = together(keys, state, loop, store)
+        seen, counts = jax.device_get((seen, state.env_steps))
+        spent = time.perf_counter() - begun
+        results, faults = [], []
+        for s, trainer in enumerate(trainers):
+            part = iteration_of(jax.tree.map(lambda x, s=s: x[s], seen), spent)
+            done[s] = value(jax.tree.map(lambda x, s=s: x[s], counts))
+            try:
+                results.append(trainer._take(part, done[s], begun))
+                trainer._unbroken.end()
+            except ShoalError as error:  # the other seeds' iterations are whole all the same
+                faults.append(error)
+        if faults:
+            raise faults[0]
+        return results
+
+    def hand_over() -> None:
+        """To each Trainer what is its own, but to those whose iteration is not whole."""
+        for s, (run, trainer) in enumerate(zip(runs, trainers, strict=True)):
+            if trainer._unbroken.whole:
+                of_seed = lambda x, s=s: x[s]  # noqa: E731
+                run.learner.state, run.loop, run.store = jax.tree.map(of_seed, (state, loop, store))
+                trainer._finish(done=min(done) >= steps)
+
+    try:
+        try:
+            while min(done) < steps:
+                with held():
+                    results = iteration()
+                    if on_results is not None:
+                        on_results(results)
+        finally:
+            hand_over()
+    except BaseException:
+        for trainer in trainers:
+            trainer.close()
+        raise
     return trainers

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 INTERRUPTED = 130  # the exit code of a program that was interrupted
@@ -58,11 +58,12 @@ class Signals:
 
 
 @contextmanager
-def whole() -> Iterator[None]:
-    """Ctrl-C in this block raises KeyboardInterrupt at its end, and a second one at once.
+def held() -> Iterator[None]:
+    """Ctrl-C in this block raises KeyboardInterrupt at its end, whatever else the block raises, and a second
+    one at once.
 
     Only where Python's own handler would have raised it: somebody else's is left alone, and so are threads,
-    which get no signals.
+    which get no signals, and blocks within such a block.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -76,11 +77,18 @@ def whole() -> Iterator[None]:
         nonlocal interrupted
         interrupted = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        with suppress(RuntimeError):  # where it was writing just then
+            print("interrupted: stopping after this iteration; once more stops at once", file=sys.stderr)
 
     signal.signal(signal.SIGINT, first)
     try:
         yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
         raise KeyboardInterrupt

@@ -26,7 +26,8 @@ from shoal.progress import Progress
 from shoal.recorder import Recorder
 from shoal.restoring import Given, restored, resumed, snapshot, take_parameters
 from shoal.rundir import RunDir
-from shoal.signals import whole
+from shoal.signals import held
+from shoal.unbroken import Unbroken
 
 
 class Trainer:
@@ -94,6 +95,7 @@ class Trainer:
         }
         check(algorithm, on, options)
         self._closed = False
+        self._unbroken = Unbroken()
         self._progress = Progress()
         self._stopping = False
         self._last: Result | None = None
@@ -119,14 +121,17 @@ class Trainer:
     def train(self) -> Result:
         """One iteration: a fragment of every environment, and the update (or the gradient steps) it earns.
 
-        Ctrl-C raises KeyboardInterrupt after it, so that nothing is lost; a second one, in its middle.
+        Ctrl-C raises KeyboardInterrupt after it, where the run can be saved or go on; a second one, in its
+        middle.
         """
         if self._closed:
             raise ShoalError("this Trainer is closed: it trains no more")
+        self._unbroken.check()
         begun = time.perf_counter()
-        with whole():
+        with held():
             iteration = self._run.iterate()
-            return self._take(iteration, self._run.learner.env_steps, begun)
+            with self._unbroken.step():
+                return self._take(iteration, self._run.learner.env_steps, begun)
 
     def _take(self, iteration: Iteration, env_steps: int, begun: float) -> Result:
         """What follows an iteration that began at `begun`: its result, its row, evaluations, checkpoints."""
@@ -168,9 +173,10 @@ class Trainer:
             or (target_return is not None and self.reached(target_return))
         )
         while not done():
-            result = self.train()
-            if on_result is not None:
-                on_result(result)
+            with held():
+                result = self.train()
+                if on_result is not None:
+                    on_result(result)
         if self._last is None:
             self._last = Result(self._progress.summary())
         self._finish(done=not self._stopping)
@@ -188,6 +194,7 @@ class Trainer:
 
     def _finish(self, *, done: bool) -> None:
         """Save; and where the run has reached its goal, say so."""
+        self._unbroken.check()
         verdict = self._judge.ahead() if done else None
         if verdict is not None and self._last is not None:
             self._last = Result({**self._last, **verdict.row()})
@@ -263,7 +270,9 @@ class Trainer:
         return None if self._recorder is None else self._recorder.run.path
 
     def save(self, path: str | Path | None = None) -> Path:
-        """Save everything that training needs to go on exactly: to `path`, or into the run directory."""
+        """Save everything that training needs to go on exactly: to `path`, or into the run directory. Raises
+        ShoalError after an iteration that broke off in its middle."""
+        self._unbroken.check()
         if path is None:
             if self._recorder is None:
                 raise ShoalError("save needs a path, since this Trainer has no run_dir")

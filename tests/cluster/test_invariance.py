@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 SHAPE = {"envs": 8, "groups": 4}
 RUNNERS = (1, 2, 4)
-# Every case and every number of runners once; all of their product is for a longer day.
+# Every case, and every number of runners; all of their product is for a longer day.
 QUICK = {("ppo", 4), ("dqn", 1), ("sac", 2), ("ppo-jax", 4), ("ppo-memory", 2)}
 PRODUCT = [
     pytest.param(name, runners, marks=() if (name, runners) in QUICK else pytest.mark.slow)

@@ -21,11 +21,11 @@ from shoal.execution.learner import Functions, LearnerHere
 from shoal.execution.learning import Learning, LearnKeys, described, learning_of
 from shoal.execution.split import Split, split_here
 from shoal.execution.unroll import alone, compiled_unroll
-from shoal.execution.whole import Whole
 from shoal.keys import fold, key_for
 from shoal.mesh import Mesh
 from shoal.recipe import Experiment
 from shoal.types import Agent, Array, Carry, State, Step, Trajectory
+from shoal.unbroken import Unbroken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class CompiledRun:
                 f"{source.spec.id!r} is not written in JAX, so it cannot be compiled: use Local "
                 "(--on local), or an environment such as 'jax:CartPole-v1'"
             )
-        self._whole = Whole()
+        self._unbroken = Unbroken()
         size = group_size(envs, groups)
         env = vectorize(source.jax_env, size)
         # The keys are arguments, not constants: one compiled program serves every seed.
@@ -199,14 +199,15 @@ class CompiledRun:
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned, in one call."""
         begun = perf_counter()
-        with self._whole.iteration():
+        with self._unbroken.step():
             self.learner.state, self.loop, self.store, seen = self._iterate(
                 self.keys, self.learner.state, self.loop, self.store
             )
-        return iteration_of(jax.device_get(seen), perf_counter() - begun)
+            shown = jax.device_get(seen)  # waits for the program to end
+        return iteration_of(shown, perf_counter() - begun)
 
     def save(self) -> dict[str, Any]:
-        self._whole.check()
+        self._unbroken.check()
         return jax.device_get(self.loop._asdict()) | {"store": self._learning.save(self.store)}
 
     def load(self, saved: Mapping[str, np.ndarray], prefix: str) -> None:

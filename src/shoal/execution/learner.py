@@ -28,7 +28,13 @@ class Learned(NamedTuple):
 
 
 class Learner(Protocol):
-    """Holds a State, wherever it is, and changes it."""
+    """Holds a State, wherever it is, and changes it.
+
+    repeats: whether an update that broke off may be asked for again, with the same key, and is then that
+    update, once.
+    """
+
+    repeats: bool
 
     @property
     def state(self) -> State:
@@ -109,6 +115,8 @@ class LearnerHere:
     functions: compiled, or not, where the learner is a part of a larger compiled program. split: how arrays
     are placed for them on several devices; None: there is one.
     """
+
+    repeats = False
 
     def __init__(self, plan: Plan, functions: Functions, state: State, split: Split | None = None) -> None:
         self._plan, self._do, self._split = plan, functions, split

@@ -18,11 +18,11 @@ from shoal.execution.learner import LearnerHere
 from shoal.execution.learning import LearnKeys, described, learning_of
 from shoal.execution.split import split_here
 from shoal.execution.unroll import fragment_form, join
-from shoal.execution.whole import Whole
 from shoal.keys import key_for
 from shoal.mesh import Mesh
 from shoal.recipe import Experiment
 from shoal.types import Trajectory
+from shoal.unbroken import Unbroken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,13 @@ class LocalRun:
         self._keys = LearnKeys.of(seed)
         self._carry = agent.begin(size)
         self._iteration = 0
-        self._whole = Whole()
+        self._unbroken = Unbroken()
         self.learner = LearnerHere.new(agent, key_for(seed, "init"), split)
         self._store = self._learning.begin(fragment_form(agent, spec, envs))
 
     def iterate(self) -> Iteration:
         """One fragment of every group, then what is to be learned."""
-        with self._whole.iteration():
+        with self._unbroken.step():
             return self._iterate()
 
     def _iterate(self) -> Iteration:
@@ -95,7 +95,7 @@ class LocalRun:
         )
 
     def save(self) -> dict[str, Any]:
-        self._whole.check()
+        self._unbroken.check()
         groups = {str(g): self._host.save(g) for g in self._groups}
         store = self._learning.save(self._store)
         return {"iteration": np.int64(self._iteration), "groups": groups, "store": store}

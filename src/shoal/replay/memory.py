@@ -245,7 +245,7 @@ def prioritise(layout: Layout, memory: Memory, wanted: Array | None) -> Memory:
         tree = sumtree.repair(tree, 0, count)
     tree = sumtree.repair(tree, xp.minimum(start, layout.units - count), count)
     live = priorities.live + more
-    if xp is np:  # in place, as the tree is: an insertion that is repeated counts nothing twice
+    if xp is np:  # in place, as the tree is, which says of a repeated insertion that nothing is new
         priorities.live[...] = live
         live = priorities.live
     return memory._replace(priorities=Priorities(tree, top, live))

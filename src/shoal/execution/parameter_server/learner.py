@@ -54,6 +54,8 @@ class ServerLearner:
     """form: of the fragments of an iteration. groups: how many, and so parts of a minibatch. An asynchronous
     run takes steps by itself, and needs of this what a state, checkpoints and evaluations need."""
 
+    repeats = True
+
     def __init__(
         self,
         agent: Agent,

@@ -51,6 +51,8 @@ MOST_SENT = 32  # orders without an answer, before an observation waits for them
 class LearnerGroup:
     """A `Learner` whose state is with the members of a crew. agent: the one that the members have."""
 
+    repeats = True
+
     def __init__(
         self,
         crew: Crew,
