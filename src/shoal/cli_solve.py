@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
@@ -33,11 +34,17 @@ class Solve:
     """The picture to write; its ending picks the format."""
 
 
+def _number(value: float, digits: int) -> str:
+    """With so many digits behind the point, but without zeros at the end."""
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
+
+
 def solve(arguments: Sequence[str]) -> int:
     """shoal solve ENV ..., and its exit code."""
     about = "Solve an environment whose MDP is known."
     options: Solve = parse({"solve": Solve}, arguments, "shoal solve", about)["solve"]
-    if not options.output.lower().endswith((".png", ".svg", ".pdf")):
+    if Path(options.output).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ShoalError(f"--output: {options.output} should end in one of .png, .svg, .pdf")
     from rich.console import Console
     from rich.table import Table
@@ -55,7 +62,7 @@ def solve(arguments: Sequence[str]) -> int:
     error = "rounding, among policies that end every episode" if bound is None else f"{bound:.1e}"
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, text in (
-        ("value of the start", f"{found.start_value:.{digits}g}"),
+        ("value of the start", _number(found.start_value, digits)),
         ("error at most", error),
         ("method", f"{found.method}, {found.iterations} iterations, {seconds:.2f} s"),
         ("MDP", f"{mdp.states} states, {mdp.actions} actions, gamma {mdp.gamma:g}"),

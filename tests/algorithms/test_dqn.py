@@ -405,6 +405,14 @@ def test_other_action_spaces_are_refused(space: Any, line: str) -> None:
         DQN().bind(EnvSpec(id="test", observation=Box((2,)), action=space))
 
 
+def test_fragments_that_sequences_would_leave_out_are_refused() -> None:
+    spec = EnvSpec(id="test", observation=Box((2,)), action=Discrete(2))
+    DQN(memory=4, rollout_length=40, sequence_length=40).bind(spec)
+    DQN(rollout_length=41, sequence_length=40).bind(spec)  # without memory there are none
+    with pytest.raises(ShoalError, match="rollout_length=41 must be at most sequence_length=40"):
+        DQN(memory=4, rollout_length=41, sequence_length=40).bind(spec)
+
+
 @pytest.mark.parametrize(
     ("fields", "line"),
     [

@@ -18,6 +18,7 @@ from shoal.keys import key_for
 from shoal.recipe import Experiment, Recipe
 from shoal.spaces import Box, Discrete
 from shoal.tabular import MDPEnv, random_mdp
+from shoal.tabular.learning import share_in_turn
 from shoal.testing import check_agent
 from shoal.types import EnvSpec, Observation, Trajectory
 
@@ -124,6 +125,31 @@ def test_equal_cells_of_one_row_move_as_if_in_turn() -> None:
     agent = QLearning(learning_rate=0.5).bind(SPEC)
     after = agent.learn(agent.init(key_for(0, "init")), exp, key_for(0, "learn")).state
     assert after.params["q"][0, 0, 0] == (1 - 0.5**3) * 2.0 and after.params["visits"][0, 0, 0] == 3
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.75, 1.0])
+def test_equal_cells_of_one_row_have_their_rates_in_turn(exponent: float) -> None:
+    """The first visit of all has rate 1, and forgets what the table began with, however many there are."""
+    visits = 64
+    exp = fragment(np.random.default_rng(0), 1, visits)
+    exp = exp._replace(
+        obs=Observation(np.full((2, visits), START, np.int32)),
+        first=np.zeros((2, visits), bool),
+        terminated=np.ones((1, visits), bool),
+        reward=np.full((1, visits), 5.0, np.float32),
+        extras={"raw_action": np.zeros((1, visits), np.int32)},
+    )
+    agent = QLearning(learning_rate=1.0, visit_exponent=exponent, initial_value=100.0).bind(SPEC)
+    state = agent.init(key_for(0, "init"))
+    state = agent.learn(state, exp, key_for(0, "learn")).state
+    assert state.params["q"][0, 0, 0] == 5.0 and state.params["q"][0, 0, 1] == 100.0
+    # What they change of 1 on the way to 0, against one after the other.
+    before, count, left = 7.0, 9, 1.0
+    for k in range(count):
+        left *= 1.0 - 0.5 * (before + k + 1.0) ** -exponent
+    cfg = QLearning(learning_rate=0.5, visit_exponent=exponent)
+    share = share_in_turn(cfg, np.float32([before, 0.0]), np.float32([count, 0.0]))
+    np.testing.assert_allclose(share, [1.0 - left, 0.0], rtol=1e-5)
 
 
 def test_double_q_learning_values_each_tables_choice_by_the_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ def test_solve_without_a_grid_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
         (["FrozenLake-v1", "--gamma", "1.5"], "gamma must lie between 0 and 1"),
         (["FrozenLake-v1", "--gamma", "1", "--method", "value-iteration"], "take policy iteration"),
         (["FrozenLake-v1", "--output", "x.txt"], "should end in one of .png, .svg, .pdf"),
+        (["FrozenLake-v1", "--output", ".png"], "should end in one of .png, .svg, .pdf"),
+        (["FrozenLake-v1", "--tolerance", "inf"], "tolerance must be greater than 0 and finite"),
         (["FrozenLak-v1"], "did you mean 'FrozenLake-v1'"),
     ],
 )
@@ -70,6 +73,17 @@ def test_options_that_do_not_fit(words: list[str], said: str) -> None:
     with pytest.raises(ShoalError) as caught:
         cli_parsing.parse({"solve": Solve}, words, "shoal solve", "")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("tolerance", "shown"), [("1e-6", r"-5962\.9\d{4,6}"), ("0.9", r"-596\d")])
+def test_a_value_has_the_digits_that_are_known(
+    tolerance: str, shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind the point, however many are before it."""
+    size = ["--env-kwargs", "size=3", "step_cost=1000", "slip=0.3"]
+    out = ["--output", str(tmp_path / "v.png"), "--tolerance", tolerance]
+    assert cli.main(["solve", "shoal/GridWorld-v0", *size, *out]) == 0
+    assert re.search(rf"value of the start +{shown}\s", capsys.readouterr().out)
 
 
 def test_pictures_of_any_policy_and_shape(tmp_path: Path) -> None:

@@ -161,3 +161,16 @@ def test_what_has_no_known_mdp_is_refused() -> None:
             mdp_of(env, gamma=0.9)
     with pytest.raises(ShoalError, match="fickle passenger is no part of its table"):
         mdp_of("Taxi-v4", gamma=0.9, env_kwargs={"fickle_passenger": True})
+
+
+def test_wrappers_that_change_the_table_are_refused() -> None:
+    """Those that only watch, or cut, are not."""
+    from gymnasium.wrappers import RecordEpisodeStatistics, TransformReward
+
+    lake = RecordEpisodeStatistics(gymnasium.make("FrozenLake-v1", max_episode_steps=7))
+    plain = mdp_of("FrozenLake-v1", gamma=0.9)
+    np.testing.assert_array_equal(mdp_of(lake, gamma=0.9).reward, plain.reward)
+    changed = TransformReward(lake, lambda reward: 10 * reward)
+    with pytest.raises(ShoalError, match="the wrapper TransformReward may change"):
+        mdp_of(changed, gamma=0.9)
+    np.testing.assert_array_equal(mdp_of(changed.unwrapped, gamma=0.9).reward, plain.reward)

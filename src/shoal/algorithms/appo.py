@@ -77,7 +77,7 @@ class APPO:
     normalize_advantages: bool = True
     """Shift and scale each update's advantages to mean 0 and deviation 1."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers (after the convolutions, for images)."""
+    """Widths of the hidden layers (an image alone has its CNN's instead)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
     initial_std: float = 0.6

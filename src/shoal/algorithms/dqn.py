@@ -135,7 +135,7 @@ class DQN:
     huber_delta: float | None = 1.0
     """Larger errors count linearly (kappa, for quantiles); None squares all (for quantiles: none)."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers (after the convolutions, for images)."""
+    """Widths of the hidden layers (an image alone has its CNN's instead)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "relu"
     """The hidden layers' activation."""
     memory: int = 0
@@ -143,7 +143,7 @@ class DQN:
     burn_in: int = 20
     """With memory: rows at the start of a sequence that only refresh the stored memory (Kapturowski 2019)."""
     sequence_length: int = 40
-    """With memory: rows after these that are learned from. Raising it remembers longer, at a price."""
+    """With memory: rows after these that are learned from, at least rollout_length. Raising it costs time."""
     priority_max_share: float = 0.9
     """With memory: a sequence's priority is this much its largest error, and its mean for the rest."""
     rescale: bool = False
@@ -182,6 +182,12 @@ class DQN:
             dueling=cfg.dueling,
             noisy_std=cfg.noisy_std if cfg.noisy else None,
         )
+        if network.recurrent and cfg.rollout_length > cfg.sequence_length:
+            raise ShoalError(
+                "DQN: sequences begin where fragments do, so that some rows would never be learned from: "
+                f"with memory rollout_length={cfg.rollout_length} must be at most "
+                f"sequence_length={cfg.sequence_length}"
+            )
         optimizer = optax.scale_by_adam(eps=cfg.adam_epsilon)
 
         def init(key: Key) -> State:

@@ -63,7 +63,7 @@ class IMPALA:
     max_grad_norm: float | None = 40.0
     """Gradients with a larger global norm are scaled down to it; None never clips."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers (after the convolutions, for images)."""
+    """Widths of the hidden layers (an image alone has its CNN's instead)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
     initial_std: float = 0.6

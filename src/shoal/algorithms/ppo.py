@@ -67,7 +67,7 @@ class PPO:
     target_kl: float | None = None
     """An update stops once the mean KL from the acting policy exceeds 1.5 times this; None: never."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers (after the convolutions, for images)."""
+    """Widths of the hidden layers (an image alone has its CNN's instead)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
     initial_std: float = 0.6

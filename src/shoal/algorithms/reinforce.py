@@ -59,7 +59,7 @@ class REINFORCE:
     max_grad_norm: float | None = None
     """Gradients with a larger global norm are scaled down to it; None never clips."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers (after the convolutions, for images); none: a linear policy."""
+    """Widths of the hidden layers (an image alone has its CNN's instead); none: a linear policy."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "tanh"
     """The hidden layers' activation."""
     initial_std: float = 0.6

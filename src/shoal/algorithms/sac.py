@@ -78,7 +78,7 @@ class SAC:
     max_grad_norm: float | None = None
     """Gradients of the actor or the critics with a larger norm are scaled down to it; None never clips."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers (after the convolutions, for images)."""
+    """Widths of the hidden layers (an image alone has its CNN's instead)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "relu"
     """The hidden layers' activation."""
     network: NetworkFn | None = None

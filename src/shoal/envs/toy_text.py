@@ -57,8 +57,32 @@ def _known() -> str:
     )
 
 
+# What is around an environment and leaves its steps as they are.
+_HARMLESS = {
+    "HumanRendering",
+    "OrderEnforcing",
+    "PassiveEnvChecker",
+    "RecordEpisodeStatistics",
+    "RecordVideo",
+    "RenderCollection",
+    "TimeLimit",
+}
+
+
+def _check_wrappers(env: Any, name: str) -> None:
+    """Raises ShoalError where a wrapper may change what the table says."""
+    while env is not env.unwrapped:
+        if type(env).__name__ not in _HARMLESS:
+            raise ShoalError(
+                f"{name}: the wrapper {type(env).__name__} may change what its table P says, so the MDP is "
+                "not known; that of the environment within is: give env.unwrapped"
+            )
+        env = env.env
+
+
 def _of_table(env: Any, gamma: float, name: str, sparse: bool | None) -> MDP:
     bare = env.unwrapped
+    _check_wrappers(env, name)
     table = getattr(bare, "P", None)
     if table is None:
         raise ShoalError(f"{name} has no known MDP: {_known()}")

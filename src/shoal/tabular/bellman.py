@@ -8,6 +8,7 @@ have Q = -inf. The value of a terminal state is 0.
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ import numpy as np
 from shoal.errors import ShoalError
 from shoal.tabular.mdp import MDP
 from shoal.tabular.structure import check_proper
+
+_EPS = float(np.finfo(np.float64).eps)
+_MOST_OFF = 1e-3  # the relative error of a policy's value, above which it is none
+
+
+class TooLong(ShoalError):
+    """Episodes of a policy that last so long that float64 cannot tell what they are worth."""
 
 
 def q_from_v(mdp: MDP, v: np.ndarray) -> np.ndarray:
@@ -87,23 +95,54 @@ def evaluate(mdp: MDP, policy: np.ndarray) -> np.ndarray:
 
     Dense: one solve, O(S^3). Sparse: a sparse LU, whose fill-in is small where the states lie in a line or
     a plane and hopeless for a large random graph; `sweeps` goes on there.
-    With gamma = 1 the policy must be proper (see `structure`); raises ShoalError where it is not.
+    With gamma = 1 the policy must be proper (see `structure`); raises ShoalError where it is not, and where
+    its episodes last too long for float64.
     """
     transition, reward = under(mdp, policy)
+    live = np.flatnonzero(~mdp.terminal)
+    wanted = reward[live]
     if mdp.gamma == 1.0:
         check_proper(mdp, transition)
-    live = np.flatnonzero(~mdp.terminal)
+        wanted = np.stack([wanted, np.ones(len(live))], axis=1)  # and how long episodes last
+    found = _solved(mdp, transition, live, wanted)
+    if mdp.gamma == 1.0:
+        found, time = found.T
+        off = backup_rounding(mdp) * float(np.abs(time).max(initial=0.0))
+        if not off < _MOST_OFF or time.min(initial=1.0) < 1.0 - _MOST_OFF:
+            raise TooLong(
+                "with gamma = 1 the episodes of a policy last too long for float64, about "
+                f"{float(np.abs(time).max()):.0e} steps: take gamma < 1"
+            )
     v: np.ndarray = np.zeros(mdp.states)
+    v[live] = found
+    return v
+
+
+def _solved(mdp: MDP, transition: Any, live: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The x for which x = wanted + gamma * P x, over the live states; NaN or inf where there is none."""
     if not mdp.sparse:
         among = np.eye(len(live)) - mdp.gamma * transition[np.ix_(live, live)]
-        v[live] = np.linalg.solve(among, reward[live])
-        return v
+        try:
+            return np.linalg.solve(among, wanted)
+        except np.linalg.LinAlgError:
+            return np.full(wanted.shape, np.nan)
     from scipy.sparse import eye_array
-    from scipy.sparse.linalg import spsolve
+    from scipy.sparse.linalg import MatrixRankWarning, spsolve
 
     among = eye_array(len(live)) - mdp.gamma * transition[live][:, live]
-    v[live] = np.asarray(spsolve(among.tocsc(), reward[live]))
-    return v
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MatrixRankWarning)
+        return np.asarray(spsolve(among.tocsc(), wanted)).reshape(wanted.shape)
+
+
+def backup_rounding(mdp: MDP) -> float:
+    """The relative error of one backup in float64: a sum of so many products, what is added to it, and how
+    far from 1 the probabilities sum."""
+    terms = np.diff(mdp.rows.indptr).max() if mdp.sparse else np.count_nonzero(mdp.rows, axis=1).max()
+    off = np.abs(mdp.expected(np.ones(mdp.states)) - 1.0)
+    if mdp.allowed is not None:
+        off = np.where(mdp.allowed, off, 0.0)
+    return (float(terms) + 8.0) * _EPS + float(off.max())
 
 
 def sweeps(mdp: MDP, policy: np.ndarray, k: int, v: np.ndarray | None = None) -> np.ndarray:

@@ -28,7 +28,8 @@ def policy_value(mdp: MDP, policy: Array) -> jax.Array:
     policy = jnp.asarray(policy)
     live = np.flatnonzero(~mdp.terminal)
     pi = policy[live]
-    reward = jnp.sum(pi * mdp.reward[live].astype(policy.dtype), axis=1)
+    given = mdp.reward if mdp.allowed is None else np.where(mdp.allowed, mdp.reward, 0.0)
+    reward = jnp.sum(pi * given[live].astype(policy.dtype), axis=1)
     among = mdp.transition[live][:, :, live].astype(policy.dtype)
     transition = jnp.einsum("sa,sat->st", pi, among)
     v = jnp.linalg.solve(jnp.eye(len(live), dtype=policy.dtype) - mdp.gamma * transition, reward)

@@ -180,10 +180,10 @@ def table_agent(spec: EnvSpec, settings: Settings, after: After, tables: int = 1
     def apply(state: State, gradient: Gradient) -> State:
         count = gradient.sum["visits"]
         visits = state.params["visits"] + count
-        rate = cfg.learning_rate
+        share = 1.0 - (1.0 - cfg.learning_rate) ** count
         if cfg.visit_exponent:
-            rate = rate * jnp.maximum(visits, 1.0) ** -cfg.visit_exponent
-        share = jnp.where(count == 1.0, rate, 1.0 - (1.0 - rate) ** count)
+            share = share_in_turn(cfg, state.params["visits"], count)
+        share = jnp.where(count == 1.0, _rate(cfg, visits), share)
         q = state.params["q"] - share * gradient.sum["q"] / jnp.maximum(count, 1.0)
         return state._replace(params={"q": q, "visits": visits}, updates=add(state.updates, 1))
 
@@ -199,6 +199,21 @@ def table_agent(spec: EnvSpec, settings: Settings, after: After, tables: int = 1
         observe=count_steps,
         learn=learner(batches, grads, apply, count_steps),
     )
+
+
+def _rate(settings: Settings, visits: jax.Array) -> jax.Array:
+    """What a cell's visit number `visits` changes it by, of the way to what was seen."""
+    return settings.learning_rate * jnp.maximum(visits, 1.0) ** -settings.visit_exponent
+
+
+def share_in_turn(settings: Settings, before: jax.Array, count: jax.Array) -> jax.Array:
+    """What `count` visits in turn, after those before, would change a cell by: 1 less what each leaves."""
+
+    def visit(number: jax.Array, left: jax.Array) -> jax.Array:
+        rate = _rate(settings, before + number + 1.0)
+        return jnp.where(number < count, left * (1.0 - rate), left)
+
+    return 1.0 - jax.lax.fori_loop(0, count.max().astype(jnp.int32), visit, jnp.ones(count.shape))
 
 
 def _taken(q: jax.Array, action: Array) -> jax.Array:

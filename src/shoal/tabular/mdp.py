@@ -66,6 +66,7 @@ class MDP:
     ) -> MDP:
         """From arrays of any number type, or any scipy.sparse matrix [S * A, S].
 
+        Probabilities that sum to 1 but for rounding are divided by their sum.
         reward: [S], [S, A], or of each transition: [S, A, S], or where sparse a matrix [S * A, S], in which
         what is left out is 0. terminal: bool [S] or a list of states, whose own rows are overwritten; None:
         every state that all actions keep with reward 0. start: [S], or one state; None: any live one.
@@ -82,6 +83,7 @@ class MDP:
                 raise ShoalError(f"MDP: transition must have shape [S, A, S], not {list(transition.shape)}")
         states = transition.shape[-1]
         actions = transition.shape[0] // states if sparse else transition.shape[1]
+        transition = _normalized(transition)
         reward, outcome = _rewards(transition, reward, states, actions)
         if terminal is None:
             terminal = _absorbing(transition, reward, states, actions)
@@ -132,6 +134,16 @@ class MDP:
     def expected(self, v: Any) -> Any:
         """The mean of v [S] over next states: [S, A]. NumPy, or JAX where the MDP is dense and v is JAX's."""
         return (self.rows @ v).reshape(self.states, self.actions)
+
+
+def _normalized(transition: Any) -> Any:
+    """With rows that sum to 1, where they nearly did; others are left for `check`."""
+    sums = np.asarray(transition.sum(axis=-1))
+    sums = np.where(np.abs(sums - 1.0) <= _SUM, sums, 1.0)
+    if isinstance(transition, np.ndarray):
+        return transition / sums[..., None]
+    transition.data /= np.repeat(sums, np.diff(transition.indptr))
+    return transition
 
 
 def _rewards(transition: Any, reward: Any, states: int, actions: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shoal.errors import ShoalError, did_you_mean
-from shoal.tabular.bellman import checked, evaluate, greedy, q_from_v, v_from_q
+from shoal.tabular.bellman import TooLong, backup_rounding, checked, evaluate, greedy, q_from_v, v_from_q
 from shoal.tabular.mdp import MDP
 from shoal.tabular.structure import never_ending, proper_policy
 from shoal.tabular.sweeping import Sweeps
 
 _EPS = float(np.finfo(np.float64).eps)
+_POLICIES = 1000  # likewise
 _MOST = 1_000_000  # iterations, beyond which something is wrong
 
 
@@ -65,8 +66,8 @@ def value_iteration(mdp: MDP, tolerance: float = 1e-6, *, max_iterations: int = 
     With gamma = 1 every policy must be proper; c is then the longest expected time to the end, less 1.
     Raises ShoalError where one is not, and for a tolerance that is finer than rounding.
     """
-    if not tolerance > 0.0:
-        raise ShoalError(f"tolerance must be greater than 0, not {tolerance:g}")
+    if not 0.0 < tolerance < np.inf:
+        raise ShoalError(f"tolerance must be greater than 0 and finite, not {tolerance:g}")
     ahead = steps_ahead(mdp)
     if ahead is None:
         raise ShoalError(
@@ -74,13 +75,14 @@ def value_iteration(mdp: MDP, tolerance: float = 1e-6, *, max_iterations: int = 
             f"but one can stay in state {int(np.argmax(never_ending(mdp)))} for ever: "
             "take policy iteration, or gamma < 1"
         )
-    factor, rounding = np.asarray(ahead - 1.0), _rounding(mdp) * float(np.max(ahead))
+    factor, rounding = np.asarray(ahead - 1.0), backup_rounding(mdp) * float(np.max(ahead))
     sweep, half = Sweeps(mdp), np.inf
     for iteration in range(1, max_iterations + 1):
         low, high, largest = sweep()
         half = float(factor.max()) * (high - low) / 2
-        noise = rounding * max(largest, _EPS)
-        if noise > tolerance:
+        returned = largest + float(factor.max()) * max(abs(high), abs(low))  # no value is larger than that
+        noise = rounding * max(returned, _EPS)
+        if noise > tolerance and (half <= tolerance or rounding * largest > tolerance):
             raise ShoalError(
                 f"tolerance={tolerance:g} is finer than rounding, about {noise:.1e} here: take a larger one"
             )
@@ -95,7 +97,9 @@ def value_iteration(mdp: MDP, tolerance: float = 1e-6, *, max_iterations: int = 
     )
 
 
-def policy_iteration(mdp: MDP, policy: np.ndarray | None = None, *, max_iterations: int = 1000) -> Solution:
+def policy_iteration(
+    mdp: MDP, policy: np.ndarray | None = None, *, max_iterations: int = _POLICIES
+) -> Solution:
     """Howard's policy iteration: evaluate exactly, act greedily, until nothing is better.
 
     policy: where to begin, int [S]; None: a proper one for gamma = 1, else that which rewards itself at once.
@@ -104,8 +108,8 @@ def policy_iteration(mdp: MDP, policy: np.ndarray | None = None, *, max_iteratio
     With gamma = 1 a terminal state must be reachable from every state. The result is then the best among
     the policies that end the episode with probability 1; the best of all where the others
     lose without end, as they do where every step costs something, or where V* >= 0 for all states. Its
-    error has a bound only where *every* policy is proper. Raises ShoalError where episodes cannot end, and
-    where a policy gains without end.
+    error has a bound only where *every* policy is proper. Raises ShoalError where episodes cannot end, where
+    a policy gains without end, and where one lasts too long for float64.
     """
     if policy is None:
         reward = mdp.reward if mdp.allowed is None else np.where(mdp.allowed, mdp.reward, -np.inf)
@@ -116,6 +120,8 @@ def policy_iteration(mdp: MDP, policy: np.ndarray | None = None, *, max_iteratio
     for iteration in range(1, max_iterations + 1):
         try:
             value = evaluate(mdp, policy)
+        except TooLong:
+            raise
         except ShoalError as error:
             if iteration == 1:
                 raise
@@ -124,11 +130,7 @@ def policy_iteration(mdp: MDP, policy: np.ndarray | None = None, *, max_iteratio
         gain = v_from_q(q) - v_from_q(q, policy)
         better = gain > 1e-10 * max(1.0, float(np.abs(value).max()))
         if not better.any():
-            ahead = steps_ahead(mdp)
-            bound = None
-            if ahead is not None:
-                off = float(np.abs(v_from_q(q) - value).max()) + _rounding(mdp) * float(np.abs(value).max())
-                bound = off * float(np.max(ahead))
+            bound = _bound(mdp, value, q)
             return _solution(mdp, value, q, policy, bound, iteration, "policy-iteration")
         policy = np.where(better, greedy(q), policy)
     raise ShoalError(f"policy iteration is not done after {max_iterations} policies")
@@ -155,19 +157,26 @@ def steps_ahead(mdp: MDP) -> Any:
     clock = np.where(mdp.terminal, 0.0, 1.0)[:, None].repeat(mdp.actions, axis=1)
     timed = replace(mdp, reward=clock, outcome=None)
     policy = greedy(clock if mdp.allowed is None else np.where(mdp.allowed, clock, -np.inf))
-    while True:
+    for _ in range(_POLICIES):
         time = evaluate(timed, policy)
         q = q_from_v(timed, time)
         better = v_from_q(q) > v_from_q(q, policy) + 1e-10 * max(1.0, float(time.max()))
         if not better.any():
             return np.where(mdp.terminal, 1.0, time)
         policy = np.where(better, greedy(q), policy)
+    raise ShoalError(f"the longest time of an episode is not found after {_POLICIES} policies")
 
 
-def _rounding(mdp: MDP) -> float:
-    """The relative error of one backup in float64: a sum of so many products, and what is added to it."""
-    terms = np.diff(mdp.rows.indptr).max() if mdp.sparse else np.count_nonzero(mdp.rows, axis=1).max()
-    return (float(terms) + 8.0) * _EPS
+def _bound(mdp: MDP, value: np.ndarray, q: np.ndarray) -> float | None:
+    """How far V may be from V*, by one backup of it; None where episodes may last for ever, or nearly so."""
+    try:
+        ahead = steps_ahead(mdp)
+    except TooLong:
+        return None
+    if ahead is None:
+        return None
+    off = float(np.abs(v_from_q(q) - value).max()) + backup_rounding(mdp) * float(np.abs(value).max())
+    return off * float(np.max(ahead))
 
 
 def _solution(

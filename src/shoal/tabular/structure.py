@@ -43,8 +43,10 @@ def proper_policy(mdp: MDP) -> np.ndarray:
     """int [S], a proper policy. Raises ShoalError where there is none."""
     toward = toward_end(mdp)
     if (toward < 0).any():
+        state = int(np.argmax(toward < 0))
+        nowhere = "" if reachable(mdp)[state] else ", to which no episode comes,"
         raise ShoalError(
-            f"gamma = 1 needs episodes that can end, but from state {int(np.argmax(toward < 0))} "
+            f"gamma = 1 needs episodes that can end, but from state {state}{nowhere} "
             "no terminal state can be reached: take gamma < 1"
         )
     if not mdp.sparse:
