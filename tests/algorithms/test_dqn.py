@@ -296,6 +296,7 @@ def sequences(seed: int = 0) -> Draws:
 MEMORY = DQN(
     hidden=(5,),
     memory=3,
+    rollout_length=L,
     burn_in=BURN,
     sequence_length=L,
     n_step=2,

@@ -17,7 +17,7 @@ SMALL: dict[str, Any] = {
     "target_every": 25,
 }
 RECALL = DQN(
-    **SMALL,
+    **{**SMALL, "rollout_length": 6},
     hidden=(16,),
     learning_rate=5e-3,
     discount=0.9,
