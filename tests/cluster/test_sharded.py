@@ -129,7 +129,7 @@ def test_observing_a_part_is_observing_the_whole(how: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"prioritized": False}, {"memory": 8, "burn_in": 4, "sequence_length": 12}]
+    "changes", [{"prioritized": False}, {"memory": 8, "burn_in": 4, "sequence_length": 16}]
 )
 def test_other_replays_can_be_sharded_too(changes: dict[str, Any]) -> None:
     run = started(apex(learning_starts=100, n_step=2, **changes), groups=2, envs=4)
