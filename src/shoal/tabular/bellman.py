@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shoal.errors import ShoalError
-from shoal.tabular.mdp import MDP
+from shoal.tabular.mdp import MDP, off_one
 from shoal.tabular.structure import check_proper
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -110,8 +110,8 @@ def evaluate(mdp: MDP, policy: np.ndarray) -> np.ndarray:
         off = backup_rounding(mdp) * float(np.abs(time).max(initial=0.0))
         if not off < _MOST_OFF or time.min(initial=1.0) < 1.0 - _MOST_OFF:
             raise TooLong(
-                "with gamma = 1 the episodes of a policy last too long for float64, about "
-                f"{float(np.abs(time).max()):.0e} steps: take gamma < 1"
+                "with gamma = 1 the episodes of a policy last too long for float64 to tell their worth: "
+                "take gamma < 1"
             )
     v: np.ndarray = np.zeros(mdp.states)
     v[live] = found
@@ -139,10 +139,7 @@ def backup_rounding(mdp: MDP) -> float:
     """The relative error of one backup in float64: a sum of so many products, what is added to it, and how
     far from 1 the probabilities sum."""
     terms = np.diff(mdp.rows.indptr).max() if mdp.sparse else np.count_nonzero(mdp.rows, axis=1).max()
-    off = np.abs(mdp.expected(np.ones(mdp.states)) - 1.0)
-    if mdp.allowed is not None:
-        off = np.where(mdp.allowed, off, 0.0)
-    return (float(terms) + 8.0) * _EPS + float(off.max())
+    return (float(terms) + 8.0) * _EPS + float(off_one(mdp).max())
 
 
 def sweeps(mdp: MDP, policy: np.ndarray, k: int, v: np.ndarray | None = None) -> np.ndarray:

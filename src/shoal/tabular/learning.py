@@ -180,9 +180,10 @@ def table_agent(spec: EnvSpec, settings: Settings, after: After, tables: int = 1
     def apply(state: State, gradient: Gradient) -> State:
         count = gradient.sum["visits"]
         visits = state.params["visits"] + count
-        share = 1.0 - (1.0 - cfg.learning_rate) ** count
         if cfg.visit_exponent:
             share = share_in_turn(cfg, state.params["visits"], count)
+        else:
+            share = 1.0 - (1.0 - cfg.learning_rate) ** count
         share = jnp.where(count == 1.0, _rate(cfg, visits), share)
         q = state.params["q"] - share * gradient.sum["q"] / jnp.maximum(count, 1.0)
         return state._replace(params={"q": q, "visits": visits}, updates=add(state.updates, 1))

@@ -255,14 +255,18 @@ def check(mdp: MDP) -> None:
     _check_ends(mdp)
 
 
+def off_one(mdp: MDP) -> np.ndarray:
+    """How far from 1 the probabilities of each allowed action sum: [S, A]."""
+    off = np.abs(mdp.expected(np.ones(mdp.states)) - 1.0)
+    return off if mdp.allowed is None else np.where(mdp.allowed, off, 0.0)
+
+
 def _check_probabilities(mdp: MDP) -> None:
     if mdp.allowed is not None and not mdp.allowed.any(axis=1).all():
         raise ShoalError(f"MDP: state {int(np.argmin(mdp.allowed.any(axis=1)))} has no action")
     if not (mdp.transition.data if mdp.sparse else mdp.transition).min() >= 0.0:
         raise ShoalError("MDP: a probability of transition is negative (or no number)")
-    off = np.abs(mdp.expected(np.ones(mdp.states)) - 1.0)
-    if mdp.allowed is not None:
-        off = np.where(mdp.allowed, off, 0.0)
+    off = off_one(mdp)
     if not off.max() <= _SUM:
         s, a = np.unravel_index(int(np.argmax(off)), off.shape)
         total = float(mdp.expected(np.ones(mdp.states))[s, a])
