@@ -9,13 +9,20 @@ memory learned from stored sequences. Papers' choices of them are in dqn_presets
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from shoal.algorithms.dqn_rows import (
+    rows_of_sequences,
+    rows_of_transitions,
+    see_sequences,
+    see_transitions,
+)
 from shoal.checks import at_least, between, typed
 from shoal.choices import masked_argmax, of_action
 from shoal.counters import as_float
@@ -49,21 +56,12 @@ from shoal.types import (
     Observation,
     Params,
     Replay,
-    Sequences,
     State,
     Trajectory,
-    Transitions,
 )
 from shoal.value_distributions import ValueDistribution, categorical, expected_value, quantiles
 from shoal.value_networks import q_network
-from shoal.value_targets import importance_weights, n_step_ahead, n_step_sums
-
-
-class _Seen(NamedTuple):
-    """Outputs [..., Z]: of the action taken, and the target network's of the best one that follows."""
-
-    taken: jax.Array
-    after: jax.Array
+from shoal.value_targets import importance_weights, n_step_ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +186,14 @@ class DQN:
                 f"with memory rollout_length={cfg.rollout_length} must be at most "
                 f"sequence_length={cfg.sequence_length}"
             )
+        if network.recurrent:
+            rows_of = partial(
+                rows_of_sequences, burn_in=cfg.burn_in, discount=cfg.discount, n_step=cfg.n_step
+            )
+            look = partial(see_sequences, network, values, double=cfg.double, burn_in=cfg.burn_in)
+        else:
+            rows_of = partial(rows_of_transitions, discount=cfg.discount)
+            look = partial(see_transitions, network, values, double=cfg.double)
         optimizer = optax.scale_by_adam(eps=cfg.adam_epsilon)
 
         def init(key: Key) -> State:
@@ -214,51 +220,12 @@ class DQN:
 
         def batches(state: State, draws: Draws, key: Key) -> Batch:
             del key
-            drawn = draws.minibatches
-            rows = _from_sequences(drawn, cfg) if isinstance(drawn, Sequences) else _from_steps(drawn, cfg)
+            drawn: Any = draws.minibatches
+            rows = rows_of(drawn)
             left = linear_decay(1.0, cfg.importance_steps, as_float(state.env_steps))
             beta = 1.0 - (1.0 - cfg.importance_exponent) * left
             weight = importance_weights(drawn.weight, beta) if cfg.prioritized else jnp.asarray(drawn.weight)
             return Batch({**rows, "importance": weight}, None, draws.count)
-
-        def seen(params: Params, target: Params, rows: Any, key: Key) -> _Seen:
-            """Of transitions [N, ...]."""
-            own, other, third = (network.noise(fold(key, i)) for i in range(3))
-            never = jnp.zeros(rows["action"].shape, bool)
-            outputs, _ = network.step(params, (), rows["obs"], never, own)
-            after, _ = network.step(target, (), rows["next_obs"], never, other)
-            chooser = after
-            if cfg.double:
-                chooser, _ = network.step(params, (), rows["next_obs"], never, third)
-            best = masked_argmax(values.mean(chooser), rows["next_obs"].mask)
-            return _Seen(of_action(outputs, rows["action"]), of_action(after, best))
-
-        def seen_in_order(params: Params, target: Params, rows: Any, key: Key) -> _Seen:
-            """Of sequences [N, L, ...]: the first rows only make the stored memory fresh."""
-            steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows["steps"])
-            obs, first = steps["obs"], steps["first"]
-            own, other = (network.noise(fold(key, i)) for i in range(2))
-
-            def unrolled(params: Params, noise: jax.Array) -> jax.Array:
-                carry = rows["carry"]
-                if cfg.burn_in:
-                    early = jax.tree.map(lambda x: x[: cfg.burn_in], obs)
-                    _, carry = network.unroll(params, carry, early, first[: cfg.burn_in], noise)
-                late = jax.tree.map(lambda x: x[cfg.burn_in :], obs)
-                carry = jax.lax.stop_gradient(carry)
-                return network.unroll(params, carry, late, first[cfg.burn_in :], noise)[0]
-
-            outputs, after = unrolled(params, own), unrolled(target, other)
-            chooser = outputs if cfg.double else after
-            mask = None if obs.mask is None else obs.mask[cfg.burn_in :]
-            next_outputs = of_action(after, masked_argmax(values.mean(chooser), mask))
-            ahead = jnp.swapaxes(rows["ahead"], 0, 1)[..., None]
-            taken = of_action(outputs[:-1], jnp.swapaxes(rows["action"], 0, 1))
-            return _Seen(
-                *(jnp.swapaxes(x, 0, 1) for x in (taken, jnp.take_along_axis(next_outputs, ahead, 0)))
-            )
-
-        look = seen_in_order if network.recurrent else seen
 
         def grads(state: State, rows: Any, key: Key) -> Gradient:
             real = rows["real"]
@@ -369,35 +336,3 @@ def _values(cfg: DQN) -> ValueDistribution:
             return categorical(cfg.atoms, cfg.v_min, cfg.v_max, rescale=cfg.rescale)
         case "quantile":
             return quantiles(cfg.atoms, cfg.huber_delta, rescale=cfg.rescale)
-
-
-def _from_steps(drawn: Transitions, cfg: DQN) -> dict[str, Any]:
-    """The rows [..., N] of minibatches of transitions: rewards summed, and what follows them."""
-    reward, onward = n_step_sums(drawn.reward, drawn.steps, drawn.terminated, cfg.discount)
-    return {
-        "obs": drawn.obs,
-        "next_obs": drawn.next_obs,
-        "action": drawn.action,
-        "reward": reward,
-        "onward": onward,
-        "real": (jnp.asarray(drawn.weight) > 0).astype(jnp.float32),
-    }
-
-
-def _from_sequences(drawn: Sequences, cfg: DQN) -> dict[str, Any]:
-    """The rows [..., N, L, ...] of minibatches of sequences: as `_from_steps`, of all but the first rows, and
-    at which row ("ahead", counted from the end of those) each of them goes on."""
-    seen = drawn.trajectory
-    rest = lambda x: jnp.moveaxis(jnp.asarray(x)[..., cfg.burn_in :], -1, 0)  # noqa: E731
-    parts = n_step_ahead(rest(seen.reward), rest(seen.terminated), rest(seen.first), cfg.discount, cfg.n_step)
-    reward, onward, ahead = (jnp.moveaxis(x, 0, -1) for x in parts)
-    counts = (jnp.asarray(drawn.weight) > 0)[..., None] & ~jnp.asarray(seen.first)[..., cfg.burn_in + 1 :]
-    return {
-        "steps": {"obs": seen.obs, "first": seen.first},
-        "carry": seen.carry,
-        "action": jnp.asarray(seen.extras["raw_action"])[..., cfg.burn_in :],
-        "reward": reward,
-        "onward": onward,
-        "ahead": ahead,
-        "real": counts.astype(jnp.float32),
-    }
