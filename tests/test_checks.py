@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ class Settings:
     widths: Any = (4, 4)
     choice: Any = "x"
     limit: Any = None
+    cap: Any = 1.0
     anything: Any = print
 
 
@@ -32,6 +34,7 @@ Settings.__annotations__ |= {
     "widths": tuple[int, ...],
     "choice": Literal["x", "y"],
     "limit": int | None,
+    "cap": float | None,
 }
 
 
@@ -58,6 +61,8 @@ def test_what_is_right(given: dict[str, Any]) -> None:
         ({"widths": 64}, "Settings: widths must be whole numbers such as (64, 64), got 64"),
         ({"widths": (64, 0.5)}, "Settings: widths must be whole numbers such as (64, 64), got (64, 0.5)"),
         ({"choice": 3}, "Settings: choice must be one of 'x', 'y', got 3"),
+        ({"rate": math.nan}, "Settings: rate must be finite, got nan"),
+        ({"cap": math.inf}, "Settings: cap must be finite, got inf; None has no limit"),
         ({"limit": "4"}, "Settings: limit must be a whole number or None, got '4'"),
     ],
 )
@@ -75,6 +80,8 @@ def test_what_is_wrong_is_one_line(given: dict[str, Any], line: str) -> None:
         lambda: DQN(train_every=2.5),  # pyright: ignore
         lambda: SAC(critics=None),  # pyright: ignore
         lambda: QLearning(double="yes"),  # pyright: ignore
+        lambda: DQN(distributional="categorical", v_max=math.inf),
+        lambda: SAC(target_entropy=math.nan),
     ],
 )
 def test_algorithms_are_checked(make: Any) -> None:

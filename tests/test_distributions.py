@@ -255,8 +255,9 @@ def test_box_scaling() -> None:
     assert np.asarray(dist.to_env(raw)).tolist() == expected
 
 
-def test_box_bounds_in_float64_are_rounded_inwards() -> None:
-    space = Box((2,), 0.1, (0.7, 1.0 / 3.0), "float64")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_bounds_in_float64_are_rounded_inwards(dtype: str) -> None:
+    space = Box((2,), 0.1, (0.7, 1.0 / 3.0), dtype)
     action = np.asarray(distribution_for(space).to_env(jnp.array([[-5.0, -5.0], [5.0, 5.0]])), np.float64)
     assert (action >= 0.1).all()
     assert (action <= np.array([0.7, 1.0 / 3.0])).all()

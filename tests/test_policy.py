@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,6 +18,8 @@ BOX = EnvSpec(id="box", observation=spaces.Box((2,)), action=TWO)
 IMAGE = EnvSpec(id="image", observation=spaces.Box((2, 2), 0, 255, "uint8"), action=TWO)
 COUNT = EnvSpec(id="count", observation=spaces.Discrete(4, start=1), action=TWO)
 PAIR = EnvSpec(id="pair", observation=spaces.Tuple((TWO, TWO)), action=TWO)
+NAMED_SPACE = spaces.Dict.of({"a": spaces.Box((2,)), "b": spaces.Discrete(3)})
+NAMED = EnvSpec(id="named", observation=NAMED_SPACE, action=TWO)
 MASKED = EnvSpec(id="masked", observation=spaces.Box((2,)), action=TWO, masked=True)
 
 
@@ -24,7 +27,6 @@ MASKED = EnvSpec(id="masked", observation=spaces.Box((2,)), action=TWO, masked=T
     ("spec", "obs", "mask", "seen"),
     [
         (BOX, [1, 2], None, np.float32([1, 2])),
-        (BOX, np.array([1.5, np.inf]), None, np.float32([1.5, np.inf])),
         (IMAGE, np.full((2, 2), 255, np.int64), None, np.full((2, 2), 255, np.uint8)),
         (COUNT, np.int64(4), None, np.int32(4)),
         (MASKED, [0.0, 0.0], [1, 0], np.float32([0, 0])),
@@ -41,7 +43,10 @@ def test_what_is_right(spec: EnvSpec, obs: Any, mask: Any, seen: Any) -> None:
     ("spec", "obs", "mask", "line"),
     [
         (BOX, [1, 2, 3], None, "an observation of box has shape (2,), got (3,)"),
-        (BOX, [0.0, np.nan], None, "an observation of box holds NaN"),
+        (BOX, [0.0, np.nan], None, "an observation of box holds nan"),
+        (BOX, [0.0, -np.inf], None, "an observation of box holds -inf"),
+        (BOX, [0.0, 1e300], None, "an observation of box holds inf"),
+        (BOX, [[0.0], [0.0, 1.0]], None, "an observation of box is an array, or lists of one shape"),
         (BOX, ["a", "b"], None, "an observation of box is of numbers, got <U1"),
         (
             BOX,
@@ -64,3 +69,31 @@ def test_what_is_wrong_is_one_line(spec: EnvSpec, obs: Any, mask: Any, line: str
     with pytest.raises(ShoalError, match=re.escape(line)) as caught:
         to_observation(spec, obs, mask, ())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "obs", "size"),
+    [
+        (BOX, [[1, 2], [3, 4], [5, 6]], 3),
+        (BOX, np.zeros((1, 2)), 1),
+        (PAIR, (np.zeros(4, int), np.ones(4, int)), 4),
+        (NAMED, {"b": [0, 1, 2], "a": [[0.0, 0.0]] * 3}, 3),
+    ],
+)
+def test_a_batch_says_how_many(spec: EnvSpec, obs: Any, size: int) -> None:
+    shown = to_observation(spec, obs, None, None).policy
+    assert {len(leaf) for leaf in jax.tree.leaves(shown)} == {size}
+
+
+@pytest.mark.parametrize(
+    ("spec", "obs", "line"),
+    [
+        (BOX, np.zeros((0, 2)), "a batch of observations of box has one or more of Box"),
+        (BOX, 1.0, "a batch of observations of box has one or more of Box"),
+        (BOX, [1.0, 2.0], "an observation of box has shape (2, 2), got (2,)"),
+        (NAMED, {"b": [0]}, "a batch of observations of named needs 'a'"),
+    ],
+)
+def test_what_is_no_batch_is_one_line(spec: EnvSpec, obs: Any, line: str) -> None:
+    with pytest.raises(ShoalError, match=re.escape(line)):
+        to_observation(spec, obs, None, None)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ import pytest
 from shoal import A2C, DQN, PPO, Compiled, Local, Policy, Result, ShoalError, Trainer, checkpoint
 from shoal.counters import value
 from shoal.rundir import RunDir
+from shoal.types import Agent, EnvSpec
 
 SMALL = PPO(rollout_length=16, epochs=1, minibatches=2, hidden=(8,))
 
@@ -301,12 +303,44 @@ def test_names_are_not_imported_without_consent(tmp_path: Path) -> None:
         (lambda: Trainer(SMALL, "CartPole-v1").fit(target_return="475"), "target_return must be a number"),
         (lambda: Local(envs=8, groups=3), "groups=3 must divide envs=8"),
         (lambda: Trainer(SMALL, "CartPole-v1").save(), "needs a path"),
+        (
+            lambda: Trainer(Bare(), "CartPole-v1", scale_rewards=True),  # pyright: ignore
+            "scale_rewards .* Bare has no `discount`",
+        ),
     ],
 )
 def test_bad_input_is_one_line(call: Any, line: str) -> None:
     with pytest.raises(ShoalError, match=line) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Bare:
+    """An algorithm of somebody's, with all that the contract asks for."""
+
+    def bind(self, spec: EnvSpec) -> Agent:
+        return SMALL.bind(spec)
+
+
+def test_checkpoints_that_take_long_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, took, saved = 0.0, 0.25, list[float]()
+    save = RunDir.save_checkpoint
+
+    def slow(self: RunDir, *args: Any, **options: Any) -> Path:
+        nonlocal now
+        saved.append(now)
+        now += took
+        return save(self, *args, **options)
+
+    monkeypatch.setattr(RunDir, "save_checkpoint", slow)
+    monkeypatch.setattr("shoal.recorder.time", SimpleNamespace(monotonic=lambda: now, time=lambda: 0.0))
+    with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "run", checkpoint_seconds=4.0) as trainer:
+        for _ in range(40):
+            now += 1.0
+            trainer.train()
+            took = 0.25 if now < 15 else 2.0  # of which 9 are more than 4
+    assert saved == [4.0, 8.25, 12.5, 16.75, 36.75]
 
 
 class Poison(gym.Wrapper):

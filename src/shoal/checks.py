@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -22,13 +23,16 @@ _KINDS: Mapping[type, tuple[type, str]] = {
 
 def typed(config: Any) -> None:
     """Each field of a dataclass that is annotated as int, float, bool, str, Literal or tuple[int, ...] (or
-    None beside it) is such a value. Other annotations are left to those who know them."""
+    None beside it) is such a value, and finite. Other annotations are left to those who know them."""
     name = type(config).__name__
     for field, kinds in _annotated(type(config)).items():
         value = getattr(config, field)
         wrong = [why for kind in kinds if (why := _not_a(kind, value)) is not None]
         if len(wrong) == len(kinds):
             raise ShoalError(f"{name}: {field} must be {' or '.join(wrong)}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            unlimited = "; None has no limit" if value > 0 and type(None) in kinds else ""
+            raise ShoalError(f"{name}: {field} must be finite, got {value!r}{unlimited}")
 
 
 @cache

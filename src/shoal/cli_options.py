@@ -67,7 +67,8 @@ class Run:
     checkpoint_every: int | None = None
     """Environment steps between checkpoints, beside --checkpoint-seconds."""
     checkpoint_seconds: float | None = 60.0
-    """Seconds between checkpoints; None leaves it to --checkpoint-every. The end always has one."""
+    """Seconds between checkpoints, more where one takes long; None leaves it to --checkpoint-every. The end
+    always has one."""
     keep_checkpoints: int = 3
     """Checkpoints kept beside the best one."""
     evaluate_every: int | None = None

@@ -217,14 +217,14 @@ def _gaussian(space: Box) -> ActionDistribution:
 
 
 def _inside(space: Box) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds as float32; those of a float64 space moved inwards where rounding would leave the space."""
+    """The bounds as float32, moved inwards where rounding would leave the space: its environment may hold
+    them as float64, whatever the dtype here."""
     low, high = space.bounds()
-    if space.dtype == "float64":
-        exact_low, exact_high = np.asarray(space.low), np.asarray(space.high)
-        below = low.reshape(-1) < exact_low.reshape(-1)
-        above = high.reshape(-1) > exact_high.reshape(-1)
-        low = np.where(below.reshape(low.shape), np.nextafter(low, np.float32(np.inf)), low)
-        high = np.where(above.reshape(high.shape), np.nextafter(high, np.float32(-np.inf)), high)
+    exact_low, exact_high = (np.asarray(x, np.float64).reshape(-1) for x in (space.low, space.high))
+    below = low.reshape(-1) < exact_low
+    above = high.reshape(-1) > exact_high
+    low = np.where(below.reshape(low.shape), np.nextafter(low, np.float32(np.inf)), low)
+    high = np.where(above.reshape(high.shape), np.nextafter(high, np.float32(-np.inf)), high)
     return np.minimum(low, high), high
 
 

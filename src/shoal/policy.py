@@ -62,8 +62,8 @@ class Policy:
 
         memory=None begins anew; first: bool [B], the rows in which an episode begins.
         """
-        size = len(jax.tree.leaves(obs)[0])
-        observation = to_observation(self.spec, obs, mask, (size,))
+        observation = to_observation(self.spec, obs, mask, None)
+        size = len(jax.tree.leaves(observation.policy)[0])
         begins = np.full(size, memory is None) if first is None else np.asarray(first, bool)
         return self._compute(observation, memory, begins, explore, size)
 
@@ -110,8 +110,9 @@ class Policy:
         return Policy(agent, jax.device_put(params), spec, config, int(config["seed"]))
 
 
-def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...]) -> Observation:
-    """An environment's own observation by role, cast and checked against the spec: [*batch, ...].
+def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...] | None) -> Observation:
+    """An environment's own observation by role, cast and checked against the spec: [*batch, ...], where None
+    is a batch of as many as there are.
 
     Raises ShoalError where a part is missing or has another shape, where numbers are none that the space
     can hold, and where a mask is missing or not called for.
@@ -128,6 +129,8 @@ def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...]) -
         if spec.critic is not None or not isinstance(spec.observation, spaces.Dict):
             critic = rest.get("critic")
             policy = rest["policy"] if "policy" in rest else next(iter(rest.values()))
+    if batch is None:
+        batch = (_size(spec.observation, policy, spec.id),)
     if spec.critic is not None:
         # The critic is not asked at inference: what it would see may be absent.
         missing = spaces.zeros(spec.critic, batch)
@@ -139,6 +142,27 @@ def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...]) -
             )
         mask = _flat_mask(spec.action, mask, batch)
     return Observation(_cast(spec.observation, policy, batch, spec.id), critic, mask if spec.masked else None)
+
+
+def _array(obs: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(obs)
+    except ValueError as error:
+        raise ShoalError(f"an observation of {name} is an array, or lists of one shape: {error}") from None
+
+
+def _size(space: spaces.Space, obs: Any, name: str) -> int:
+    """How many observations a batch [B, ...] of them has: what its first part says, or a ShoalError."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        key, part = space.spaces[0] if isinstance(space, spaces.Dict) else (0, space.spaces[0])
+        try:
+            return _size(part, obs[key], name)
+        except (KeyError, IndexError, TypeError):
+            raise ShoalError(f"a batch of observations of {name} needs {key!r}, a batch of it") from None
+    shape = _array(obs, name).shape
+    if not shape or not shape[0]:
+        raise ShoalError(f"a batch of observations of {name} has one or more of {space}, got {obs!r}")
+    return shape[0]
 
 
 def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> Any:
@@ -154,15 +178,17 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
             raise ShoalError(f"an observation of {name} has a tuple of {len(space.spaces)} parts here")
         return tuple(_cast(s, o, batch, name) for s, o in zip(space.spaces, obs, strict=True))
     like = spaces.zeros(space, batch)
-    array = np.asarray(obs)
+    array = _array(obs, name)
     if array.shape != like.shape:
         raise ShoalError(f"an observation of {name} has shape {like.shape}, got {array.shape}")
     if np.issubdtype(like.dtype, np.floating):
         if array.dtype.kind not in "biuf":
             raise ShoalError(f"an observation of {name} is of numbers, got {array.dtype}")
-        array = array.astype(like.dtype)
-        if np.isnan(array).any():
-            raise ShoalError(f"an observation of {name} holds NaN, which no policy was trained with")
+        with np.errstate(over="ignore"):  # what is too large is infinite, and refused as that
+            array = array.astype(like.dtype)
+        if not np.isfinite(array).all():
+            odd = array[~np.isfinite(array)].flat[0]
+            raise ShoalError(f"an observation of {name} holds {odd}, which no policy was trained with")
         return array
     if array.dtype.kind not in "biu":
         raise ShoalError(

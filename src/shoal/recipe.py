@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shoal.envs import Source, resolve
+from shoal.errors import ShoalError
 from shoal.memo import remembered
 from shoal.transforms import normalize_observations, scale_rewards
 from shoal.types import Agent, EnvSpec
@@ -40,7 +41,13 @@ def _agent(algorithm: Any, spec: EnvSpec, normalize: bool, scale: bool) -> Agent
     if normalize:
         agent = normalize_observations(agent, spec)
     if scale:
-        agent = scale_rewards(agent, algorithm.discount)
+        discount = getattr(algorithm, "discount", None)
+        if discount is None:
+            name = type(algorithm).__name__
+            raise ShoalError(
+                f"scale_rewards divides by the discounted return's deviation: {name} has no `discount`"
+            )
+        agent = scale_rewards(agent, discount)
     return agent
 
 

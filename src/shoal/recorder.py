@@ -13,6 +13,7 @@ from shoal.rundir import RunDir
 from shoal.sinks import open_writers
 from shoal.writers import JsonLines, cut
 
+_WAIT = 9.0  # of the time that the last checkpoint took: training has nine tenths of the time at least
 Snapshot = Callable[[], tuple[Any, dict[str, Any]]]  # () -> (tree of arrays, info), for a checkpoint
 
 
@@ -27,6 +28,7 @@ class Recorder:
         self._events: JsonLines | None = None
         self._saved_steps = env_steps
         self._saved_moment = time.monotonic()
+        self._saving_took = 0.0  # seconds
         self._waiting: int | None = None
         self._begun = False  # here
 
@@ -65,9 +67,11 @@ class Recorder:
 
     def checkpoint(self, env_steps: int, snapshot: Snapshot) -> Path:
         """Save now."""
+        begun, keep_last = time.monotonic(), self._config["keep_checkpoints"]
+        path = self.run.save_checkpoint(env_steps, *snapshot(), keep_last=keep_last, keep=[self._waiting])
         self._saved_steps, self._saved_moment = env_steps, time.monotonic()
-        keep_last = self._config["keep_checkpoints"]
-        return self.run.save_checkpoint(env_steps, *snapshot(), keep_last=keep_last, keep=[self._waiting])
+        self._saving_took = self._saved_moment - begun
+        return path
 
     def close(self) -> None:
         for writer in self._writers:
@@ -90,4 +94,5 @@ class Recorder:
         every, seconds = self._config["checkpoint_every"], self._config["checkpoint_seconds"]
         if every and env_steps // every > self._saved_steps // every:
             return True
-        return bool(seconds) and time.monotonic() - self._saved_moment >= seconds
+        wait = max(seconds or 0.0, _WAIT * self._saving_took)
+        return bool(seconds) and time.monotonic() - self._saved_moment >= wait

@@ -39,9 +39,10 @@ class Trainer:
     env_kwargs, wrappers, time_limit, vector, journal: see `shoal.envs.resolve`.
     run_dir: a new folder for config, metrics and checkpoints; None keeps everything in memory.
     normalize_observations, scale_rewards: running statistics around the algorithm (`shoal.transforms`).
-    checkpoint_every: environment steps, checkpoint_seconds: seconds between checkpoints (both may hold);
-    keep_checkpoints: how many of the last are kept, beside the best. evaluate_every: environment steps
-    between evaluations of evaluate_episodes episodes; the best checkpoint is the one that evaluates best.
+    checkpoint_every: environment steps, checkpoint_seconds: seconds between checkpoints (both may hold), more
+    where one takes more than a ninth of them; keep_checkpoints: how many of the last are kept, beside the
+    best. evaluate_every: environment steps between evaluations of evaluate_episodes episodes; the best
+    checkpoint is the one that evaluates best.
     threads: XLA's CPU threads, part of the experiment. warm_start: a checkpoint (or a run directory) whose
     parameters to begin with, and the target networks and running statistics that belong to them.
     sinks: "tensorboard", "wandb", "mlflow".
