@@ -9,10 +9,12 @@ from toy_envs import (
     FLOAT,
     Breaks,
     Doubled,
+    Gives,
     MaskInInfo,
     MaskInObservation,
     Numbers,
     Roles,
+    Shows,
     Toy,
     Writes,
     long_toy,
@@ -255,6 +257,72 @@ def test_trouble_is_named_and_keeps_its_traceback(how, cause, said):
     assert "Breaks (group 4, environment 0, episode 1, step" in str(caught.value)
     assert f"step {step + (how == 'step')})" in str(caught.value)
     assert caught.value.__cause__ is None if cause is None else isinstance(caught.value.__cause__, cause)
+
+
+IMAGE = gs.Box(0, 255, (2, 2, 1), np.uint8)
+
+
+@pytest.mark.parametrize("within", ["step", "reset"])
+@pytest.mark.parametrize(
+    ("space", "shown", "said"),
+    [
+        (gs.Discrete(5), 7, r"leaves its space: 7 is not in Discrete\(5\)"),
+        (gs.Discrete(5, start=10), 4, "leaves its space: 4 is not in"),
+        (gs.Discrete(5), 2.5, "leaves its space: 2.5 is not in"),
+        (gs.MultiDiscrete([2, 3]), np.array([1, 3]), "leaves its space"),
+        (gs.MultiBinary(2), np.array([0, 2]), "leaves its space"),
+        (IMAGE, np.full((2, 2, 1), 0.5, np.float32), "has dtype float32, its space says uint8"),
+        (IMAGE, np.full((2, 2, 1), 300), "leaves its space: 300 at index"),
+        (gs.Box(0, 9, (), np.int32), 1.5, "has dtype float64, its space says int32"),
+        (FLOAT, np.zeros(3), r"has shape \(3,\), its space says \(2,\)"),
+        (FLOAT, np.array(["a", "b"]), "has dtype <U1, its space says float64"),
+    ],
+)
+def test_what_a_space_cannot_hold_is_named(space, shown, said, within):
+    with pytest.raises(ShoalError, match=f"Shows.*the observation.*{said}") as caught:
+        group = group_of(Shows, 2, env_kwargs={"observation": space, "shown": shown, "within": within})
+        for _ in range(3):
+            group.step(np.zeros(2, int))
+    assert "\n" not in str(caught.value) and "raised" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "shown"),
+    [
+        (gs.Discrete(5), np.int64(4)),
+        (gs.Discrete(5), np.array(3)),
+        (gs.MultiBinary(2), np.array([True, False])),
+        (IMAGE, np.full((2, 2, 1), 255)),
+        (FLOAT, np.array([1, 2])),
+        (gs.Box(-1, 1, (2,), np.float32), np.array([-7.0, 3.0])),
+    ],
+)
+def test_what_a_space_can_hold_is_taken_as_it_is(space, shown):
+    group = group_of(Shows, 2, env_kwargs={"observation": space, "shown": shown})
+    group.step(np.zeros(2, int))
+    np.testing.assert_array_equal(group.step(np.zeros(2, int)).obs.policy[0], shown)
+
+
+@pytest.mark.parametrize(
+    ("result", "within", "said"),
+    [
+        ((0, 1.0, False, {}), "step", r"step must give \(observation, reward, terminated, truncated"),
+        (None, "step", "step must give .* not None"),
+        (
+            (np.zeros(2), None, False, False, {}),
+            "step",
+            "the reward of this step must be one number, not None",
+        ),
+        ((np.zeros(2), [1.0, 2.0], False, False, {}), "step", "the reward of this step must be one number"),
+        (np.zeros(2), "reset", r"reset must give \(observation, info dict\), not an array of shape"),
+    ],
+)
+def test_results_of_another_form_are_not_called_raising(result, within, said):
+    with pytest.raises(ShoalError, match=f"Gives.*{said}") as caught:
+        group = group_of(Gives, 1, env_kwargs={"result": result, "within": within})
+        for _ in range(3):
+            group.step(np.zeros(1, int))
+    assert "\n" not in str(caught.value) and "raised" not in str(caught.value)
 
 
 def test_observations_of_another_shape_than_the_space_are_refused():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_envs import MaskInObservation, Remembers, Restless, Toy
+from toy_envs import MaskInObservation, NoReward, Remembers, Restless, Toy
 
 from shoal import spaces
 from shoal.envs import resolve
@@ -175,6 +175,10 @@ def test_what_belongs_to_another_group_is_refused():
 )
 def test_the_probe_finds_what_an_environment_needs(name, mode):
     assert probe(lambda: gymnasium.make(name)) == mode
+
+
+def test_a_nan_is_no_sign_of_randomness():
+    assert probe(NoReward) == "journal"
 
 
 def test_the_probe_is_bounded_in_steps():

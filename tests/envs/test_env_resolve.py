@@ -8,7 +8,8 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-from toy_envs import Doubled, Toy, long_toy
+from gymnasium import spaces as gs
+from toy_envs import Doubled, Gives, Spaceless, Toy, Unseeded, long_toy
 
 from shoal.envs import CartPole, GridWorld, resolve
 from shoal.envs.gymnasium import GymnasiumGroup
@@ -96,6 +97,29 @@ def test_a_registered_specification_needs_no_registry_elsewhere():
         (Toy(), {}, "each environment of a group needs its own"),
         (dict, {}, "makes a dict: neither"),
         (7, {}, "env must be an id"),
+        ("toy_envs:np", {}, "env must be an id, a class, a function or a JaxEnv, not module"),
+        ("toy_envs:an_instance", {}, "each environment of a group needs its own"),
+        (
+            "toy_envs:closed_device",
+            {},
+            "closed_device raised OSError: cannot open the device when it was made",
+        ),
+        (Toy, {"env_kwargs": {"length": None, "action": 1 << 7}}, "the space int is not supported"),
+        (Gives, {"env_kwargs": {"result": 3, "within": "reset"}}, "Gives: reset must give .*, not 3"),
+        (Unseeded, {}, "Unseeded raised TypeError: .*'seed'.* in its first reset"),
+        (Spaceless, {}, "Spaceless has no observation_space"),
+        (Toy, {"env_kwargs": {"observation": gs.Dict({"a": gs.Dict({})})}}, "holds no number"),
+        (Toy, {"env_kwargs": {"action": gs.Box(0, 1, (0,))}}, "holds no number"),
+        ("FrozenLake-v1", {"env_kwargs": {"map_name": "9x9"}}, "FrozenLake-v1 raised KeyError: '9x9' when"),
+        ("CartPole-v1", {"wrappers": [lambda env: None]}, "must give an environment, and gave None"),
+        (
+            "CartPole-v1",
+            {"wrappers": [lambda env: env / 0]},
+            "CartPole-v1 raised TypeError.* when it was made",
+        ),
+        ("CartPole-v1", {"wrappers": Doubled}, "wrappers must be a list"),
+        ("CartPole-v1", {"wrappers": "toy_envs:Doubled"}, "wrappers must be a list"),
+        ("CartPole-v1", {"env_kwargs": ["a"]}, "env_kwargs must be a mapping"),
     ],
 )
 def test_mistakes_are_told_in_one_line(env, how, said):

@@ -70,18 +70,21 @@ class Shaky(VectorEnv):
         self.num_envs, self.how, self.t = num_envs, how, 0
         self.metadata = {"autoreset_mode": mode}
         self.single_action_space = gymnasium.spaces.Discrete(2)
-        self.single_observation_space = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+        self.single_observation_space = gymnasium.spaces.Box(
+            -9, 9, (1,), np.int32 if how == "half" else np.float32
+        )
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
 
     def reset(self, *, seed=None, options=None):
-        return np.zeros((self.num_envs, 1), np.float32), {}
+        return np.zeros((self.num_envs, 1), self.single_observation_space.dtype), {}
 
     def step(self, action):
         self.t += 1
         if self.how == "raise":
             raise OSError("gone")
-        shown = np.full((self.num_envs, 1), np.nan if self.how == "nan" else self.t, np.float32)
+        value = {"nan": np.nan, "half": 0.5}.get(self.how, self.t)
+        shown = np.full((self.num_envs, 1), value, np.float32)
         no = np.zeros(self.num_envs, bool)
         some = np.arange(self.num_envs) == 0
         info = {
@@ -106,7 +109,14 @@ def test_numbers_in_info_are_means_over_the_rows_that_have_them(shaky):
     assert group.info() == {"speed": 4.0, "all": 1.0} and group.info() == {}
 
 
-@pytest.mark.parametrize(("how", "said"), [("raise", "raised OSError: gone in step"), ("nan", "not finite")])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise", "raised OSError: gone in step"),
+        ("nan", "not finite"),
+        ("half", "showed what its observation space cannot hold"),
+    ],
+)
 def test_trouble_is_named(shaky, how, said):
     with pytest.raises(EnvError, match=rf"toys/Shaky-v0 \(group 2, all 3 rows, step 1\).*{said}"):
         resolve(shaky, vector=True, env_kwargs={"how": how}).make_group(0, 2, 3).step([0, 0, 0])

@@ -126,6 +126,66 @@ class Breaks(Toy):
         return observation, reward, terminated, truncated, info
 
 
+class Shows(Toy):
+    """Gives what it is told to from its second step on, or in `reset`."""
+
+    def __init__(self, observation, shown, within="step", reward=1.0):
+        super().__init__(observation=observation)
+        self.shown, self.within, self.reward = shown, within, reward
+
+    def show(self):
+        if self.within == "reset" or self.t == 2:
+            return self.shown
+        space = self.observation_space
+        return np.full(space.shape, getattr(space, "start", 0), space.dtype)[()]
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, self.reward, *rest
+
+
+class Gives(Toy):
+    """Gives a result of another form in `reset`, or in its second step."""
+
+    def __init__(self, result, within="step"):
+        super().__init__()
+        self.result, self.within = result, within
+
+    def reset(self, *, seed=None, options=None):
+        right = super().reset(seed=seed)
+        return self.result if self.within == "reset" else right
+
+    def step(self, action):
+        right = super().step(action)
+        return self.result if self.t == 2 else right
+
+
+class Unseeded(Toy):
+    """Knows nothing of seeds."""
+
+    def reset(self):  # pyright: ignore
+        return self.show(), {}
+
+
+class Spaceless(gymnasium.Env):
+    """Has forgotten its spaces."""
+
+
+class NoReward(Toy):
+    """Gives NaN for a reward, always the same way."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, float("nan"), *rest
+
+
+def closed_device():
+    raise OSError("cannot open the device\n(second line)")
+
+
+an_instance = Toy()
+
+
 class Restless(Toy):
     """Does not repeat itself: it draws from a generator of its own."""
 

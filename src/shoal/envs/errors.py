@@ -6,8 +6,14 @@ from shoal.errors import ShoalError
 
 
 class EnvError(ShoalError):
-    """An environment raised, or showed what no policy can learn from (NaN, infinity).
+    """An environment raised, or showed what no policy can learn from (NaN, infinity, what its space lacks).
 
     The message names the environment's id, group, number in the group, episode and step; where the
     environment itself raised, `__cause__` is its own exception with its traceback.
     """
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line: its type, and the first line of its message."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}".rstrip(": ")

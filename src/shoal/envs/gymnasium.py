@@ -13,80 +13,21 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec as RegisteredSpec
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from shoal.envs.errors import EnvError
+from shoal.envs.errors import EnvError, told
+from shoal.envs.form import check_observation, check_reset, check_step
 from shoal.envs.journal import MODES, Journal, checksum
+from shoal.envs.means import Means
 from shoal.envs.rows import MASK, Rows, actions_of, layout_of
 from shoal.errors import ShoalError
 from shoal.keys import seed_for
 from shoal.types import EnvSpec, Step
 
 _LARGEST = float(np.finfo(np.float32).max)
-_NUMBERS = (int, float, np.number, np.bool_)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Maker:
-    """How to make one environment: a registered specification or a callable, and what to put around it.
-
-    Calling it gives (environment, time limit or None); the limit is to be kept by whoever steps it.
-    """
-
-    env: Any  # gymnasium EnvSpec, or a callable
-    env_kwargs: Mapping[str, Any]
-    wrappers: tuple[Callable[[Any], Any], ...] = ()
-    time_limit: int | None = None
-
-    def __call__(self) -> tuple[Any, int | None]:
-        return self.wrap(self.bare())
-
-    def bare(self) -> Any:
-        """The environment alone."""
-        if isinstance(self.env, RegisteredSpec):
-            limit = self.time_limit
-            return gymnasium.make(
-                self.env, max_episode_steps=limit, disable_env_checker=True, **self.env_kwargs
-            )
-        return self.env(**self.env_kwargs)
-
-    def wrap(self, env: Any) -> tuple[Any, int | None]:
-        """With the time limit and the wrappers around it, less the outer layers that `lean` takes off."""
-        if self.time_limit is not None and not isinstance(self.env, RegisteredSpec):
-            env = _limited(env, self.time_limit)
-        for wrapper in self.wrappers:
-            env = wrapper(env)
-        return lean(env)
-
-
-def lean(env: Any) -> tuple[Any, int | None]:
-    """(env without the outer layers that only check or count, the time limit that they counted).
-
-    Only layers of exactly Gymnasium's own types are taken off; what lies beneath another wrapper stays.
-    """
-    limit = None
-    while type(env) in (TimeLimit, OrderEnforcing, PassiveEnvChecker):
-        if type(env) is TimeLimit:
-            limit = min(env._max_episode_steps, limit or sys.maxsize)
-        env = env.env
-    return env, limit
-
-
-def _limited(env: Any, steps: int) -> Any:
-    """`env` with this time limit in the place of the one that it has, or around it."""
-    layer = env
-    while isinstance(layer, gymnasium.Wrapper):
-        if isinstance(layer, TimeLimit):
-            layer._max_episode_steps = steps
-            return env
-        layer = layer.env
-    return TimeLimit(env, steps)
 
 
 class GymnasiumGroup:
@@ -112,8 +53,13 @@ class GymnasiumGroup:
         self.envs: list[Any] = []
         self._make, self._spec, self._seed, self._group, self._mode = make, spec, seed, group, mode
         limits = []
-        for _ in range(size):
-            env, limit = make()
+        for i in range(size):
+            try:
+                env, limit = make()
+            except Exception as error:
+                raise EnvError(
+                    f"{spec.id} (group {group}, environment {i}) raised {told(error)} when it was made"
+                ) from error
             self.envs.append(env)
             limits.append(limit)
         self._limit = limits[0] or sys.maxsize
@@ -172,7 +118,11 @@ class GymnasiumGroup:
                 self._restart(i, self._episode[i] + 1)
                 continue
             try:
-                observation, reward, terminated, truncated, info = steps[i](action)
+                shown = steps[i](action)
+            except Exception as error:
+                raise self._failure(i, "step", error) from error
+            try:
+                observation, reward, terminated, truncated, info = shown
                 reward = float(reward)
                 if views is not None:
                     views[i][...] = observation
@@ -183,7 +133,7 @@ class GymnasiumGroup:
                         self._rows.write_mask(i, info.get(MASK))
                     hashes[i] = checksum(hashes[i], reward, row_bytes[i])
             except Exception as error:
-                raise self._failure(i, "step", error) from error
+                raise self._misfit(i, "step", shown, error) from error
             rewards[i] = reward
             total += reward
             if terminated:
@@ -205,12 +155,16 @@ class GymnasiumGroup:
                 self.envs[i], _ = self._make()
                 self._steps[i] = self.envs[i].step
             self._used[i] = True
-            observation, info = self.envs[i].reset(seed=seed)
+            shown = self.envs[i].reset(seed=seed)
+        except Exception as error:
+            raise self._failure(i, "reset", error) from error
+        try:
+            observation, info = shown
             self._rows.write(i, observation)
             if self._mask_in_info:
                 self._rows.write_mask(i, info.get(MASK))
         except Exception as error:
-            raise self._failure(i, "reset", error) from error
+            raise self._misfit(i, "reset", shown, error) from error
         self._hash[i] = checksum(0, 0.0, self._rows.bytes[i])
         self._journal.restart(i)
         self._reward[i] = 0.0
@@ -242,8 +196,19 @@ class GymnasiumGroup:
         return f"{self._spec.id} (group {self._group}, environment {i}, episode {episode}, step {step})"
 
     def _failure(self, i: int, doing: str, error: Exception) -> EnvError:
-        what = f"{type(error).__name__}: {error}".rstrip(": ")
-        return EnvError(f"{self._name(i)} raised {what} in {doing}")
+        return EnvError(f"{self._name(i)} raised {told(error)} in {doing}")
+
+    def _misfit(self, i: int, doing: str, shown: Any, error: Exception) -> EnvError:
+        """What `reset` or `step` gave could not be taken: in what it has not its form."""
+        name = self._name(i)
+        try:
+            (check_reset if doing == "reset" else check_step)(shown, name)
+            check_observation(
+                self.envs[i].observation_space, shown[0], f"{name}: the observation", exactly=False
+            )
+        except ShoalError as fault:
+            return EnvError(str(fault))
+        return EnvError(f"{name}: what {doing} gave cannot be taken: {told(error)}")
 
     def info(self) -> Mapping[str, float]:
         """Means of the numbers in `info` over the steps since the last call, by name."""
@@ -312,11 +277,11 @@ class GymnasiumGroup:
             try:
                 observation, reward, terminated, truncated, info = self._steps[i](action)
                 reward = float(reward)
+                self._rows.write(i, observation)
+                if self._mask_in_info:
+                    self._rows.write_mask(i, info.get(MASK))
             except Exception as error:
-                return f"it raised {type(error).__name__} ({error}) in step {k}"
-            self._rows.write(i, observation)
-            if self._mask_in_info:
-                self._rows.write_mask(i, info.get(MASK))
+                return f"it raised {told(error)} in step {k}"
             self._hash[i] = checksum(self._hash[i], reward, self._rows.bytes[i])
             self._reward[i] = reward
             self._terminated[i] = bool(terminated)
@@ -337,45 +302,6 @@ class GymnasiumGroup:
 
 def _mask_in_observation(space: Any) -> bool:
     return isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
-
-
-class Means:
-    """Running means of the numbers in `info`. What is a number is decided once for each set of names."""
-
-    def __init__(self, spec: EnvSpec) -> None:
-        self._spec = spec
-        self._plans: dict[tuple[Any, ...], list[Any]] = {}
-
-    def add(self, info: Mapping[str, Any]) -> None:
-        names = tuple(info)
-        plan = self._plans.get(names)
-        if plan is None:
-            if MASK in names and not self._spec.masked:
-                raise EnvError(
-                    f"{self._spec.id} shows an {MASK} in the info of a step, and showed none in that of its "
-                    "first reset: it must be on every row"
-                )
-            wanted = [n for n in names if isinstance(n, str) and n != MASK and not n.startswith("_")]
-            numbers = [n for n in wanted if isinstance(info[n], _NUMBERS)]
-            plan = self._plans[names] = [0, numbers, [0.0] * len(numbers)]
-        plan[0] += 1
-        sums = plan[2]
-        try:
-            for k, name in enumerate(plan[1]):
-                sums[k] += info[name]
-        except TypeError:  # what was a number before is None or a text now: it counts no more
-            plan[1] = [n for n in plan[1] if isinstance(info[n], _NUMBERS)]
-            plan[0], plan[2] = 0, [0.0] * len(plan[1])
-
-    def result(self) -> dict[str, float]:
-        totals: dict[str, tuple[float, int]] = {}
-        for count, names, sums in self._plans.values():
-            for name, value in zip(names, sums, strict=True):
-                if count == 0 or np.ndim(value):
-                    continue
-                before, n = totals.get(name, (0.0, 0))
-                totals[name] = (before + float(value), n + count)
-        return {name: value / n for name, (value, n) in sorted(totals.items())}
 
 
 if "shoal/GridWorld-v0" not in gymnasium.registry:

@@ -166,7 +166,8 @@ def _trace(env: Any, seed: int, choices: Sequence[Callable[[Any, Any], Any]]) ->
     trace = [_digest(observation, 0)]
     for choose in choices:
         observation, reward, terminated, truncated, info = env.step(choose(observation, info))
-        flags = (float(reward), bool(terminated), bool(truncated))
+        # As text, since NaN is not equal to itself.
+        flags = (repr(float(reward)), bool(terminated), bool(truncated))
         trace.append(_digest(observation, hash(flags) & 0xFFFFFFFF))
         if terminated or truncated:
             break

@@ -17,11 +17,11 @@ import numpy as np
 from gymnasium import spaces as gym_spaces
 
 from shoal import spaces
+from shoal.envs.writing import Write, at, mask_writer, together, writer
 from shoal.errors import ShoalError
 from shoal.types import Observation
 
 MASK = "action_mask"
-Write = Callable[[int, Any], None]
 
 _NARROW = {"float64": "float32", "float16": "float32", "int64": "int32", "uint64": "uint32", "bool": "int8"}
 
@@ -137,22 +137,23 @@ class Rows:
         critic = None if layout.critic is None else spaces.zeros(layout.critic, (size,))
         mask = np.ones((size, layout.mask_size), bool) if layout.mask_in else None
         self.observation = Observation(policy, critic, mask)
-        self.write_mask: Write = (lambda i, m: None) if mask is None else _mask_writer(action, mask)
-        parts = [_at(layout.policy_key, _writer(layout.policy, policy))]
+        self.write_mask: Write = (lambda i, m: None) if mask is None else mask_writer(action, mask)
+        parts = [at(layout.policy_key, writer(layout.policy, policy))]
         if layout.critic is not None:
-            parts.append(_at(layout.critic_key, _writer(layout.critic, critic)))
+            parts.append(at(layout.critic_key, writer(layout.critic, critic)))
         if layout.mask_in == "obs":
-            parts.append(_at(MASK, self.write_mask))
-        self.write: Write = parts[0] if len(parts) == 1 else _all(parts)
+            parts.append(at(MASK, self.write_mask))
+        self.write: Write = parts[0] if len(parts) == 1 else together(parts)
         leaves = [*_leaves(policy), *_leaves(critic), *_leaves(mask)]
         self.bytes = [tuple(memory_of(leaf[i : i + 1]) for leaf in leaves) for i in range(size)]
         self.finite = _finite([leaf.reshape(-1) for leaf in leaves if leaf.dtype.kind == "f"])
-        # A lone box needs no function call for each row: the group writes these views itself.
+        # A lone box of floats needs no function call for each row: the group writes these views itself.
         plain = (
             isinstance(policy, np.ndarray)
             and policy.ndim > 1
             and len(leaves) == 1
             and layout.policy_key is None
+            and policy.dtype.kind == "f"
         )
         self.views: list[np.ndarray] | None = list(policy) if plain else None
 
@@ -179,55 +180,6 @@ def _leaves(tree: Any) -> list[np.ndarray]:
     if isinstance(tree, tuple):
         return [leaf for part in tree for leaf in _leaves(part)]
     return [tree]
-
-
-def _writer(space: spaces.Space, array: Any) -> Write:
-    if isinstance(space, spaces.Dict):
-        parts = [_at(name, _writer(s, array[name])) for name, s in space.spaces]
-        return _all(parts)
-    if isinstance(space, spaces.Tuple):
-        return _all([_at(k, _writer(s, array[k])) for k, s in enumerate(space.spaces)])
-    if array.ndim == 1:
-        return array.__setitem__
-    views = list(array)
-
-    def write(i: int, value: Any) -> None:
-        views[i][...] = value
-
-    return write
-
-
-def _at(key: Any, write: Write) -> Write:
-    return write if key is None else lambda i, value: write(i, value[key])
-
-
-def _all(parts: Sequence[Write]) -> Write:
-    def write(i: int, value: Any) -> None:
-        for part in parts:
-            part(i, value)
-
-    return write
-
-
-def _mask_writer(action: Any, array: np.ndarray) -> Write:
-    """Writes Gymnasium's forms of a mask: int8 or bool [n]; a tuple of them for MultiDiscrete; 0 (must not be
-    set), 1 (must be) or 2 (free) for MultiBinary."""
-    views = list(array)
-
-    def write(i: int, mask: Any) -> None:
-        if mask is None:
-            views[i][...] = True
-        elif isinstance(action, gym_spaces.MultiBinary):
-            free = np.asarray(mask).reshape(-1)
-            views[i][0::2] = free != 1
-            views[i][1::2] = free != 0
-        else:
-            flat = (
-                np.concatenate([np.reshape(m, -1) for m in mask]) if isinstance(mask, tuple | list) else mask
-            )
-            views[i][...] = np.reshape(np.asarray(flat), array.shape[1:]) != 0
-
-    return write
 
 
 @dataclass(frozen=True)
@@ -300,18 +252,6 @@ def compact_dtype(space: Any) -> np.dtype:
         case _:
             return np.dtype(space.dtype)
     return np.promote_types(np.min_scalar_type(low), np.min_scalar_type(high))
-
-
-def check_shape(space: Any, observation: Any, name: str) -> None:
-    """Raise where the first observation has another shape than the space: NumPy would stretch it silently."""
-    if hasattr(space, "spaces"):
-        parts = space.spaces.items() if hasattr(space.spaces, "items") else enumerate(space.spaces)
-        for key, part in parts:
-            check_shape(part, observation[key], name)
-    elif np.shape(observation) != tuple(space.shape):
-        raise ShoalError(
-            f"{name} shows observations of shape {np.shape(observation)}, but its space says {space.shape}"
-        )
 
 
 def entries(space: Any) -> int:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from shoal.envs.errors import EnvError, told
+from shoal.envs.form import check_observation, check_reset
 from shoal.envs.names import JAX_ENVS, import_name, reference_of
 from shoal.errors import ShoalError, did_you_mean
 from shoal.types import EnvSpec, Group, JaxEnv
@@ -64,6 +66,10 @@ def resolve(
     """
     if time_limit is not None and (not isinstance(time_limit, int) or time_limit < 1):
         raise ShoalError(f"time_limit must be a whole number of steps of at least 1, not {time_limit!r}")
+    if not isinstance(env_kwargs, Mapping | None):
+        raise ShoalError(f"env_kwargs must be a mapping from names to values, not {env_kwargs!r}")
+    if isinstance(wrappers, str) or not isinstance(wrappers, Sequence):
+        raise ShoalError(f"wrappers must be a list such as [{wrappers!r}], not one wrapper")
     kwargs = dict(env_kwargs or {})
     given = {
         "env": env,
@@ -94,11 +100,9 @@ def _gymnasium_target(env: Any) -> Any:
     from gymnasium.envs.registration import EnvSpec as RegisteredSpec
 
     importlib.import_module("shoal.envs.gymnasium")  # registers Shoal's own
-    if isinstance(env, RegisteredSpec):
-        return env
     if isinstance(env, str):
-        return _registered(env)
-    if callable(env):
+        env = _registered(env)
+    if isinstance(env, RegisteredSpec) or callable(env):
         return env
     if isinstance(env, gymnasium.Env):
         raise ShoalError(
@@ -154,23 +158,24 @@ def _name(target: Any) -> str:
 
 
 def _open(maker: Callable[[], Any], target: Any, kwargs: Mapping[str, Any]) -> Any:
-    """What `maker` makes, with a missing package or a wrong argument told in one line."""
+    """What `maker` makes; what it raises is told in one line."""
     import gymnasium
 
     name = _name(target)
     try:
         return maker()
+    except ShoalError:
+        raise
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
         entry = str(getattr(target, "entry_point", "") or getattr(target, "__module__", ""))
         extra = next((e for part, e in _EXTRAS.items() if part in entry), None)
         hint = f"pip install 'shoal[{extra}]'" if extra else str(error)
         raise ShoalError(f"{name} needs a package that is not installed: {hint}") from error
-    except TypeError as error:
+    except Exception as error:
         if kwargs and "unexpected keyword argument" in str(error):
-            raise ShoalError(
-                f"{name} does not take these env_kwargs ({', '.join(kwargs)}): {error}"
-            ) from error
-        raise
+            given = ", ".join(kwargs)
+            raise ShoalError(f"{name} does not take these env_kwargs ({given}): {error}") from error
+        raise EnvError(f"{name} raised {told(error)} when it was made") from error
 
 
 def _host_source(
@@ -183,8 +188,8 @@ def _host_source(
 ) -> Source:
     import gymnasium
 
-    from shoal.envs.gymnasium import Maker
     from shoal.envs.journal import MODES, probe
+    from shoal.envs.maker import Maker
     from shoal.envs.rows import entries
 
     if journal not in ("auto", *MODES):
@@ -197,7 +202,7 @@ def _host_source(
         raise ShoalError(
             f"{_name(target)} makes a {type(bare).__name__}: neither a gymnasium.Env nor a JaxEnv"
         )
-    env, limit = maker.wrap(bare)
+    env, limit = _open(lambda: maker.wrap(bare), target, kwargs)
     world = _gridworld(target, kwargs, layers, time_limit)
     spec = _host_spec(env, _name(target), world.spec.max_episode_steps if world else limit)
     if journal == "auto":
@@ -221,16 +226,29 @@ def _host_source(
 def _host_spec(env: Any, name: str, limit: int | None) -> EnvSpec:
     """What one reset of `env` and its spaces say. Closes it."""
     from shoal.envs.frames import frames_of
-    from shoal.envs.rows import MASK, check_shape, convert_space, layout_of
+    from shoal.envs.rows import MASK, convert_space, entries, layout_of
 
     try:
-        observation, info = env.reset(seed=0)
+        for word in ("observation_space", "action_space"):
+            if not hasattr(env, word):
+                raise ShoalError(f"{name} has no {word}")
+        try:
+            shown = env.reset(seed=0)
+        except Exception as error:
+            raise EnvError(f"{name} raised {told(error)} in its first reset(seed=0)") from error
+        check_reset(shown, name)
+        observation, info = shown
         layout = layout_of(env.observation_space, env.action_space, MASK in info)
-        check_shape(env.observation_space, observation, name)
+        action = convert_space(env.action_space)
+        for space in (env.observation_space, env.action_space):
+            if entries(space) == 0:
+                raise ShoalError(f"{name}: the space {space} holds no number")
+        what = f"{name}: the observation of reset"
+        check_observation(env.observation_space, observation, what, exactly=False)
         return EnvSpec(
             id=name,
             observation=layout.policy,
-            action=convert_space(env.action_space),
+            action=action,
             critic=layout.critic,
             masked=bool(layout.mask_in),
             max_episode_steps=limit,

@@ -19,9 +19,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from shoal.envs.errors import EnvError
-from shoal.envs.gymnasium import Means
 from shoal.envs.journal import Journal
+from shoal.envs.means import Means
 from shoal.envs.rows import MASK, compact_dtype, convert_space, memory_of
+from shoal.envs.writing import whole
 from shoal.errors import ShoalError
 from shoal.keys import seed_for
 from shoal.spaces import zeros
@@ -85,6 +86,7 @@ class VectorGroup:
         shape = self._env.single_action_space.shape
         self._journal = Journal(size, [(shape, compact_dtype(self._env.single_action_space))])
         self._obs = zeros(spec.observation, (size,))
+        self._taken = whole(spec.observation)
         self._reward = np.zeros(size, np.float32)
         self._terminated = np.zeros(size, bool)
         self._first = np.zeros(size, bool)
@@ -128,7 +130,12 @@ class VectorGroup:
         return self._row
 
     def _show(self, observation: Any, reward: Any, terminated: Any, truncated: Any, first: Any) -> None:
-        self._obs[...] = observation
+        try:
+            self._obs[...] = self._taken(observation)
+        except ValueError as error:
+            raise EnvError(
+                f"{self._name()} showed what its observation space cannot hold: {error}"
+            ) from error
         self._reward[...] = reward
         self._terminated[...] = terminated
         self._first[...] = first

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from shoal.envs import Source, resolve
+from shoal.envs.errors import told
+from shoal.envs.form import check_observation, check_reset, check_step
 from shoal.errors import ShoalError
 from shoal.spaces import Discrete, zeros
 from shoal.testing.groups import check_group, check_types
@@ -174,28 +176,16 @@ def _play(make: Callable[[], Any], name: str, fewer: int) -> list[_Episode]:
 
 def _episode(env: Any, seed: int, steps: int, name: str) -> _Episode:
     result = _guarded(lambda: env.reset(seed=seed), f"{name}: reset(seed={seed})")
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
-        raise ShoalError(f"{name}: reset must give (observation, info dict), not {_form(result)}")
+    check_reset(result, name)
     obs, info = result
-    _check_member(env.observation_space, obs, f"{name}: the observation of reset")
+    check_observation(env.observation_space, obs, f"{name}: the observation of reset")
     episode = _Episode([_features(env.observation_space, obs)], [])
     for t in range(steps):
         action = _action(env.action_space, obs, info)
         result = _guarded(lambda action=action: env.step(action), f"{name}: step {t + 1}")
-        if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], dict)):
-            raise ShoalError(
-                f"{name}: step must give (observation, reward, terminated, truncated, info dict), "
-                f"not {_form(result)}"
-            )
+        check_step(result, name, f"step {t + 1}")
         obs, reward, terminated, truncated, info = result
-        _check_member(env.observation_space, obs, f"{name}: the observation of step {t + 1}")
-        if np.ndim(reward) or np.asarray(reward).dtype.kind not in "fiub":
-            raise ShoalError(f"{name}: the reward of step {t + 1} must be one number, not {_form(reward)}")
-        if not np.isfinite(reward):
-            raise ShoalError(f"{name}: the reward of step {t + 1} is {reward}")
-        for word, flag in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(flag, bool | np.bool_):
-                raise ShoalError(f"{name}: {word} of step {t + 1} must be a bool, not {_form(flag)}")
+        check_observation(env.observation_space, obs, f"{name}: the observation of step {t + 1}")
         episode.observations.append(_features(env.observation_space, obs))
         episode.rewards.append(float(reward))
         if terminated or truncated:
@@ -212,16 +202,7 @@ def _guarded(call: Callable[[], Any], doing: str) -> Any:
     try:
         return call()
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ShoalError(f"{doing} raised {type(error).__name__}: {first}") from error
-
-
-def _form(thing: Any) -> str:
-    if isinstance(thing, tuple):
-        return f"({', '.join(type(x).__name__ for x in thing)})"
-    if isinstance(thing, np.ndarray):
-        return f"an array of shape {thing.shape}"
-    return f"{thing!r} ({type(thing).__name__})"
+        raise ShoalError(f"{doing} raised {told(error)}") from error
 
 
 def _action(space: Any, obs: Any, info: Mapping[str, Any]) -> Any:
@@ -236,38 +217,6 @@ def _action(space: Any, obs: Any, info: Mapping[str, Any]) -> Any:
         tuple(np.asarray(m, np.int8) for m in mask) if isinstance(mask, tuple) else np.asarray(mask, np.int8)
     )
     return space.sample(mask=as_bytes)
-
-
-def _check_member(space: Any, value: Any, what: str) -> None:
-    """Raise where `value` is no member of the Gymnasium space, and say in what."""
-    parts = getattr(space, "spaces", None)
-    if parts is not None:
-        named = parts.items() if hasattr(parts, "items") else enumerate(parts)
-        if isinstance(value, dict) != hasattr(parts, "items") or len(value) != len(parts):
-            raise ShoalError(f"{what} is {_form(value)}, but its space is {space}")
-        for key, part in named:
-            if isinstance(value, dict) and key not in value:
-                raise ShoalError(f"{what} has no entry {key!r}, but its space has")
-            _check_member(part, value[key], f"{what}[{key!r}]")
-        return
-    array = np.asarray(value)
-    if array.shape != tuple(space.shape):
-        raise ShoalError(f"{what} has shape {array.shape}, its space says {tuple(space.shape)}")
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
-        raise ShoalError(f"{what} holds {array[~np.isfinite(array)].flat[0]}")
-    if hasattr(space, "low"):  # a box
-        if array.dtype != space.dtype:
-            raise ShoalError(f"{what} has dtype {array.dtype}, its space says {space.dtype}")
-        outside = (array < space.low) | (array > space.high)
-        if outside.any():
-            index = tuple(int(i) for i in np.argwhere(outside)[0])
-            where = f" at index {list(index)}" if index else ""
-            raise ShoalError(
-                f"{what} leaves its space: {array[index]}{where} is not in "
-                f"[{space.low[index]}, {space.high[index]}]"
-            )
-    elif array.dtype.kind not in "iub" or not space.contains(value):
-        raise ShoalError(f"{what} leaves its space: {value!r} is not in {space}")
 
 
 def _features(space: Any, value: Any) -> np.ndarray:

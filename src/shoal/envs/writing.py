@@ -1,0 +1,110 @@
+"""From one environment's observation or mask to row i of arrays; what the space cannot hold is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces as gym_spaces
+
+from shoal import spaces
+
+Write = Callable[[int, Any], None]
+
+
+def writer(space: spaces.Space, array: Any) -> Write:
+    """Writes observations of one environment into the arrays [B, ...] of this space."""
+    if isinstance(space, spaces.Dict):
+        parts = [at(name, writer(s, array[name])) for name, s in space.spaces]
+        return together(parts)
+    if isinstance(space, spaces.Tuple):
+        return together([at(k, writer(s, array[k])) for k, s in enumerate(space.spaces)])
+    if isinstance(space, spaces.Discrete):
+        return _number_writer(space, array)
+    taken = whole(space)
+    if array.ndim == 1:
+        return lambda i, value: array.__setitem__(i, taken(value))
+    views = list(array)
+
+    def write(i: int, value: Any) -> None:
+        views[i][...] = taken(value)
+
+    return write
+
+
+def _number_writer(space: spaces.Discrete, array: np.ndarray) -> Write:
+    low, end = space.start, space.start + space.n
+
+    def write(i: int, value: Any) -> None:
+        number = index(value)
+        if not low <= number < end:
+            raise ValueError(f"{number} is not in {space}")
+        array[i] = number
+
+    return write
+
+
+def whole(space: spaces.Space) -> Callable[[Any], Any]:
+    """value (one, or a batch of them) -> what an array of this space can take: NumPy would cut fractions off
+    and wrap around without a word, which is a ValueError here. Floating boxes take anything."""
+    dtype = spaces.zeros(space).dtype
+    if dtype.kind == "f":
+        return lambda value: value
+    match space:
+        case spaces.MultiDiscrete():
+            low = np.asarray(space.start or 0)
+            high = low + np.asarray(space.nvec) - 1
+        case spaces.MultiBinary():
+            low, high = np.asarray(0), np.asarray(1)
+        case spaces.Discrete():
+            low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
+        case _:
+            low = high = None
+
+    def take(value: Any) -> np.ndarray:
+        array = np.asarray(value)
+        if array.dtype != dtype and (array.dtype.kind not in "biu" or (array.astype(dtype) != array).any()):
+            raise ValueError(f"{array.dtype} holds what {dtype} cannot")
+        if low is not None and ((array < low) | (array > high)).any():
+            raise ValueError(f"{array} is not in {space}")
+        return array
+
+    return take
+
+
+def at(key: Any, write: Write) -> Write:
+    """Writes the part that lies at `key` (None: the whole)."""
+    return write if key is None else lambda i, value: write(i, value[key])
+
+
+def together(parts: Sequence[Write]) -> Write:
+    """Writes each part."""
+
+    def write(i: int, value: Any) -> None:
+        for part in parts:
+            part(i, value)
+
+    return write
+
+
+def mask_writer(action: Any, array: np.ndarray) -> Write:
+    """Writes Gymnasium's forms of a mask: int8 or bool [n]; a tuple of them for MultiDiscrete; 0 (must not be
+    set), 1 (must be) or 2 (free) for MultiBinary."""
+    views = list(array)
+
+    def write(i: int, mask: Any) -> None:
+        if mask is None:
+            views[i][...] = True
+        elif isinstance(action, gym_spaces.MultiBinary):
+            free = np.asarray(mask).reshape(-1)
+            views[i][0::2] = free != 1
+            views[i][1::2] = free != 0
+        else:
+            flat = (
+                np.concatenate([np.reshape(m, -1) for m in mask]) if isinstance(mask, tuple | list) else mask
+            )
+            views[i][...] = np.reshape(np.asarray(flat), array.shape[1:]) != 0
+
+    return write
