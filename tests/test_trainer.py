@@ -323,6 +323,24 @@ class Bare:
         return SMALL.bind(spec)
 
 
+def test_a_loop_of_train_is_kept(tmp_path: Path) -> None:
+    with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "run") as trainer:
+        steps = [trainer.train()["env_steps"] for _ in range(3)]
+        saved = trainer.save()
+        before = saved.stat().st_mtime_ns
+        trainer.close()
+    assert (
+        saved.stat().st_mtime_ns == before and list(RunDir.read(tmp_path / "run").checkpoints()) == steps[-1:]
+    )
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.train()["iteration"] == 4
+    with pytest.raises(RuntimeError, match="mine"), Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.train()["iteration"] == 5
+        raise RuntimeError("mine")
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.train()["iteration"] == 5
+
+
 def test_checkpoints_that_take_long_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, took, saved = 0.0, 0.25, list[float]()
     save = RunDir.save_checkpoint
@@ -340,7 +358,7 @@ def test_checkpoints_that_take_long_are_rarer(tmp_path: Path, monkeypatch: pytes
             now += 1.0
             trainer.train()
             took = 0.25 if now < 15 else 2.0  # of which 9 are more than 4
-    assert saved == [4.0, 8.25, 12.5, 16.75, 36.75]
+    assert saved == [4.0, 8.25, 12.5, 16.75, 36.75, 44.75]  # the last when the Trainer is closed
 
 
 class Poison(gym.Wrapper):

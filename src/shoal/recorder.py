@@ -57,8 +57,8 @@ class Recorder:
             if verdict.env_steps == steps and self._better(verdict):
                 self.checkpoint(steps, snapshot)
             self.judge(verdict)
-        if (waiting == steps or self._due(steps)) and self._saved_steps != steps:
-            self.checkpoint(steps, snapshot)
+        if waiting == steps or self._due(steps):
+            self.catch_up(steps, snapshot)
 
     def judge(self, verdict: Verdict) -> None:
         """Note the checkpoint of these parameters as the best, if it is there and they are."""
@@ -72,6 +72,11 @@ class Recorder:
         self._saved_steps, self._saved_moment = env_steps, time.monotonic()
         self._saving_took = self._saved_moment - begun
         return path
+
+    def catch_up(self, env_steps: int, snapshot: Snapshot) -> None:
+        """Save, unless what was saved last is this."""
+        if self._saved_steps != env_steps:
+            self.checkpoint(env_steps, snapshot)
 
     def close(self) -> None:
         for writer in self._writers:

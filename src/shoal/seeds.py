@@ -105,6 +105,6 @@ def train_seeds(
             hand_over()
     except BaseException:
         for trainer in trainers:
-            trainer.close()
+            trainer._release()
         raise
     return trainers

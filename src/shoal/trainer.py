@@ -114,7 +114,7 @@ class Trainer:
                 if run_dir is not None:
                     self._recorder = Recorder(RunDir.create(run_dir, self.config), 0, 0)
             except BaseException:
-                self.close()
+                self._release()
                 raise
 
     # -- learning ----------------------------------------------------------------------------------------
@@ -320,8 +320,20 @@ class Trainer:
         return resumed(Trainer, run_dir, Given(on, algorithm, env, wrappers, trust_imports))
 
     def close(self) -> None:
-        """Close the environments, what runs elsewhere, and the run directory; a closed Trainer trains no
-        more. Closing twice is harmless."""
+        """Save what the run directory's last checkpoint lacks, then close the environments, what runs
+        elsewhere, and the run directory; a closed Trainer trains no more. Closing twice is harmless.
+
+        A `with` block that raises does not save: the last checkpoint stands, as it does after an iteration
+        that broke off.
+        """
+        try:
+            if not self._closed and self._recorder is not None and self._unbroken.whole:
+                self._recorder.catch_up(self._progress.env_steps, lambda: snapshot(self))
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        """`close`, and no more."""
         if self._closed:
             return
         self._closed = True
@@ -335,5 +347,5 @@ class Trainer:
     def __enter__(self) -> Trainer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        (self._release if error else self.close)()

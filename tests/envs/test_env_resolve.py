@@ -102,7 +102,7 @@ def test_a_registered_specification_needs_no_registry_elsewhere():
         (
             "toy_envs:closed_device",
             {},
-            "closed_device raised OSError: cannot open the device when it was made",
+            "closed_device raised OSError: cannot open the device, see above, when it was made",
         ),
         (Toy, {"env_kwargs": {"length": None, "action": 1 << 7}}, "the space int is not supported"),
         (Gives, {"env_kwargs": {"result": 3, "within": "reset"}}, "Gives: reset must give .*, not 3"),

@@ -180,7 +180,7 @@ class NoReward(Toy):
 
 
 def closed_device():
-    raise OSError("cannot open the device\n(second line)")
+    raise OSError("cannot open the device,\n  see above,")
 
 
 an_instance = Toy()

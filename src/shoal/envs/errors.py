@@ -14,6 +14,5 @@ class EnvError(ShoalError):
 
 
 def told(error: BaseException) -> str:
-    """An exception in one line: its type, and the first line of its message."""
-    first = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first}".rstrip(": ")
+    """An exception in one line: its type and its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
