@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from shoal import DQN, PPO, SAC, QLearning, ShoalError
+from shoal import DQN, PPO, SAC, Compiled, Local, Mesh, QLearning, ShoalError, spaces
 from shoal.checks import typed
+from shoal.types import EnvSpec
+
+BOX = EnvSpec(id="box", observation=spaces.Box((2,)), action=spaces.Box((1,), -1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class Settings:
     choice: Any = "x"
     limit: Any = None
     cap: Any = 1.0
-    anything: Any = print
+    build: Any = None
+    part: Any = None
+    anything: Any = 3
 
 
 Settings.__annotations__ |= {
@@ -35,6 +41,8 @@ Settings.__annotations__ |= {
     "choice": Literal["x", "y"],
     "limit": int | None,
     "cap": float | None,
+    "build": Callable[[int], Mesh] | None,
+    "part": Mesh | None,
 }
 
 
@@ -44,6 +52,7 @@ Settings.__annotations__ |= {
         {},
         {"count": np.int64(3), "rate": np.float32(1), "limit": 4},
         {"rate": 1, "widths": [8], "choice": "of those who know"},
+        {"build": lambda space: Mesh(), "part": Mesh()},
     ],
 )
 def test_what_is_right(given: dict[str, Any]) -> None:
@@ -63,6 +72,8 @@ def test_what_is_right(given: dict[str, Any]) -> None:
         ({"choice": 3}, "Settings: choice must be one of 'x', 'y', got 3"),
         ({"rate": math.nan}, "Settings: rate must be finite, got nan"),
         ({"cap": math.inf}, "Settings: cap must be finite, got inf; None has no limit"),
+        ({"build": "cnn"}, "Settings: build must be a function from a space to a Mesh or None, got 'cnn'"),
+        ({"part": 2}, "Settings: part must be a Mesh or None, got 2"),
         ({"limit": "4"}, "Settings: limit must be a whole number or None, got '4'"),
     ],
 )
@@ -82,8 +93,14 @@ def test_what_is_wrong_is_one_line(given: dict[str, Any], line: str) -> None:
         lambda: QLearning(double="yes"),  # pyright: ignore
         lambda: DQN(distributional="categorical", v_max=math.inf),
         lambda: SAC(target_entropy=math.nan),
+        lambda: PPO(network="cnn"),  # pyright: ignore
+        lambda: PPO(network=lambda space: 3).bind(BOX),  # pyright: ignore
+        lambda: SAC(network=lambda space: 3).bind(BOX),  # pyright: ignore
+        lambda: Local(envs="8"),  # pyright: ignore
+        lambda: Local(envs=8.0),  # pyright: ignore
+        lambda: Compiled(envs=2.5),  # pyright: ignore
     ],
 )
-def test_algorithms_are_checked(make: Any) -> None:
+def test_settings_are_checked(make: Any) -> None:
     with pytest.raises(ShoalError, match="must be"):
         make()

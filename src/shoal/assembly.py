@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
+from shoal.checks import number
 from shoal.config import algorithm_to_json, environment_to_json, executor_to_json, spec_to_json, versions
 from shoal.envs import resolve
 from shoal.errors import ShoalError
@@ -34,9 +35,9 @@ def check(algorithm: Any, on: Executor, options: Mapping[str, Any]) -> None:
     for name, least in {**_LEAST, **_LEAST_OR_NONE}.items():
         if options[name] is None and name in _LEAST_OR_NONE:
             continue
-        _check_number(name, options[name], least, Integral)
+        number(name, options[name], least, Integral)
     if options["checkpoint_seconds"] is not None:
-        _check_number("checkpoint_seconds", options["checkpoint_seconds"], 0, Real)
+        number("checkpoint_seconds", options["checkpoint_seconds"], 0)
     check_sinks(options["sinks"])
 
 
@@ -46,20 +47,12 @@ def checked_goal(goal: Mapping[str, Any]) -> dict[str, Any]:
     if all(limit is None for limit in goal.values()):
         raise ShoalError("fit needs a goal: steps=, seconds= or target_return=")
     if goal["steps"] is not None:
-        _check_number("steps", goal["steps"], 1, Real)  # 1e6 will do
+        number("steps", goal["steps"], 1)  # 1e6 will do
     if goal["seconds"] is not None:
-        _check_number("seconds", goal["seconds"], 0, Real)
+        number("seconds", goal["seconds"], 0)
     if goal["target_return"] is not None:
-        _check_number("target_return", goal["target_return"], -math.inf, Real)
+        number("target_return", goal["target_return"], -math.inf)
     return {name: limit.item() if hasattr(limit, "item") else limit for name, limit in goal.items()}
-
-
-def _check_number(name: str, value: Any, least: float, kind: type) -> None:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        words = "a whole number" if kind is Integral else "a number"
-        raise ShoalError(f"{name} must be {words}, got {value!r}")
-    if not value >= least:  # NaN neither
-        raise ShoalError(f"{name} must be at least {least}, got {value}")
 
 
 def assemble(

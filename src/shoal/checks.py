@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -22,8 +22,9 @@ _KINDS: Mapping[type, tuple[type, str]] = {
 
 
 def typed(config: Any) -> None:
-    """Each field of a dataclass that is annotated as int, float, bool, str, Literal or tuple[int, ...] (or
-    None beside it) is such a value, and finite. Other annotations are left to those who know them."""
+    """Each field of a dataclass that is annotated as int, float, bool, str, Literal, tuple[int, ...], a
+    function or a dataclass (or None beside it) is such a value, and finite. Other annotations are left to
+    those who know them."""
     name = type(config).__name__
     for field, kinds in _annotated(type(config)).items():
         value = getattr(config, field)
@@ -50,7 +51,8 @@ def _annotated(cls: type) -> dict[str, tuple[Any, ...]]:
 
 
 def _known(kind: Any) -> bool:
-    return kind in (*_KINDS, type(None), tuple[int, ...]) or typing.get_origin(kind) is Literal
+    plain = kind in (*_KINDS, type(None), tuple[int, ...]) or dataclasses.is_dataclass(kind)
+    return plain or typing.get_origin(kind) in (Literal, Callable)
 
 
 def _not_a(kind: Any, value: Any) -> str | None:
@@ -63,9 +65,21 @@ def _not_a(kind: Any, value: Any) -> str | None:
     if kind == tuple[int, ...]:
         whole = isinstance(value, tuple | list) and all(_not_a(int, one) is None for one in value)
         return None if whole else "whole numbers such as (64, 64)"
-    form, words = _KINDS[kind]
+    if typing.get_origin(kind) is Callable:  # what an algorithm asks functions for is made of a space
+        result = typing.get_args(kind)[1].__name__
+        return None if callable(value) else f"a function from a space to a {result}"
+    form, words = _KINDS.get(kind, (kind, f"a {kind.__name__}"))
     right = isinstance(value, form) and (kind is bool or not isinstance(value, bool))
     return None if right else words
+
+
+def number(name: str, value: Any, least: float, kind: type = Real) -> None:
+    """A single argument is a number (Real) or a whole one (Integral), and at least `least`."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        words = "a whole number" if kind is Integral else "a number"
+        raise ShoalError(f"{name} must be {words}, got {value!r}")
+    if not value >= least:  # NaN neither
+        raise ShoalError(f"{name} must be at least {least}, got {value}")
 
 
 def at_least(config: Any, bound: float, *names: str, strictly: bool = False) -> None:

@@ -91,8 +91,8 @@ def _joined(
     if network is None:
         return joint(space)
     own = network(space)
-    without_memory(own)
     rest = joint(Box((width_of(own, space),)))
+    without_memory(own)
 
     def init(key: Key) -> Params:
         keys = fold(key, np.arange(2))

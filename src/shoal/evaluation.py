@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import jax
 import numpy as np
 
+from shoal.checks import number
 from shoal.envs import Source
-from shoal.errors import ShoalError
 from shoal.keys import key_for, seed_for
 from shoal.types import Carry, EnvSpec, Group, Key, Params
 
@@ -79,8 +80,7 @@ def evaluate(
 
 def waves(episodes: int) -> int:
     """How many waves so many episodes are played in."""
-    if episodes < 1:
-        raise ShoalError(f"episodes must be at least 1, got {episodes}")
+    number("episodes", episodes, 1, Integral)
     return -(-episodes // min(episodes, ENVS))
 
 

@@ -172,8 +172,10 @@ def _with_memory(inner: Network, space: Space, size: int) -> Network:
 def width_of(network: Network, space: Space) -> int:
     """The width F of a network's features, found without computing.
 
-    Raises ShoalError unless the network turns B observations into floats [B, F].
+    Raises ShoalError unless it is a Network that turns B observations into floats [B, F].
     """
+    if not isinstance(network, Network):
+        raise ShoalError(f"network= must be a function from a space to a Network, not to {network!r}")
     rows = 2
     y = jax.eval_shape(
         lambda key, x, first: network.step(network.init(key), network.begin(rows), x, first)[0],

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shoal.checkpoint import restore
+from shoal.checks import typed
 from shoal.envs.jax import VectorEnv, vectorize
 from shoal.errors import ShoalError
 from shoal.execution import Fragment, Iteration, group_size
@@ -43,6 +44,7 @@ class Compiled:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         group_size(self.envs, self.groups)
 
     def prepared(self) -> AbstractContextManager[None]:

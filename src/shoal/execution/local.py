@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from shoal.checkpoint import nested, restore
+from shoal.checks import typed
 from shoal.execution import Fragment, Iteration, group_size
 from shoal.execution.host import Host, mean_info
 from shoal.execution.learner import LearnerHere
@@ -40,6 +41,7 @@ class Local:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
+        typed(self)
         group_size(self.envs, self.groups)
 
     def prepared(self) -> AbstractContextManager[None]:

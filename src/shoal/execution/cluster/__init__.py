@@ -101,8 +101,6 @@ class Cluster:
             raise ShoalError("policy_actors must be 0 or more, and is for runners on Ray, not inline")
         if self.learners is None:
             self._check_no_learners()
-        elif not isinstance(self.learners, Mesh):
-            raise ShoalError(f"learners must be a Mesh, such as Mesh(data=2), got {self.learners!r}")
         elif self.inline:
             raise ShoalError("learners are processes on Ray, not inline: leave one of the two out")
         if self.learner_gpus not in (0, 1):
