@@ -303,6 +303,11 @@ def test_names_are_not_imported_without_consent(tmp_path: Path) -> None:
         (lambda: Trainer(SMALL, "CartPole-v1").fit(target_return="475"), "target_return must be a number"),
         (lambda: Local(envs=8, groups=3), "groups=3 must divide envs=8"),
         (lambda: Trainer(SMALL, "CartPole-v1").save(), "needs a path"),
+        (lambda: Trainer(SMALL, "CartPole-v1").save(3), "a path must be a text or a pathlib.Path, got 3"),
+        (lambda: Trainer(SMALL, "CartPole-v1", run_dir=5), "a path must be a text"),
+        (lambda: Trainer.restore(5), "a path must be a text"),
+        (lambda: Trainer(SMALL, "CartPole-v1").evaluate(2.5), "episodes must be a whole number, got 2.5"),
+        (lambda: Trainer(SMALL, "CartPole-v1").fit(9, on_result=3), "on_result must be a function"),
         (
             lambda: Trainer(Bare(), "CartPole-v1", scale_rewards=True),  # pyright: ignore
             "scale_rewards .* Bare has no `discount`",
@@ -313,6 +318,14 @@ def test_bad_input_is_one_line(call: Any, line: str) -> None:
     with pytest.raises(ShoalError, match=line) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_closed_trainer_says_so(tmp_path: Path) -> None:
+    trainer = Trainer(SMALL, "CartPole-v1")
+    trainer.close()
+    for call in (trainer.train, trainer.evaluate, lambda: trainer.save(tmp_path), lambda: trainer.fit(1)):
+        with pytest.raises(ShoalError, match="this Trainer is closed"):
+            call()
 
 
 @dataclass(frozen=True)

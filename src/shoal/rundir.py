@@ -249,7 +249,7 @@ def newest(path: str | Path, *, best: bool = False) -> checkpoint.Loaded:
 
     Raises ShoalError, one line, where there is none, or none that can be loaded.
     """
-    if not (Path(path) / "config.json").exists():
+    if not (storage.resolve(path) / "config.json").exists():
         if best:
             raise ShoalError(f"best=True chooses among a run directory's checkpoints, and {path} is none")
         return checkpoint.load(path)

@@ -26,7 +26,10 @@ _ASIDE = re.compile(r"\.(.+)\.old")
 
 
 def resolve(path: str | Path) -> Path:
-    """Absolute and without links, so that what a link points to is replaced and not the link."""
+    """Absolute and without links, so that what a link points to is replaced and not the link. Raises
+    ShoalError for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise ShoalError(f"a path must be a text or a pathlib.Path, got {path!r}")
     return Path(path).expanduser().resolve()
 
 

@@ -125,8 +125,7 @@ class Trainer:
         Ctrl-C raises KeyboardInterrupt after it, where the run can be saved or go on; a second one, in its
         middle.
         """
-        if self._closed:
-            raise ShoalError("this Trainer is closed: it trains no more")
+        self._check_open()
         self._unbroken.check()
         begun = time.perf_counter()
         with held():
@@ -164,6 +163,9 @@ class Trainer:
         on_result is called after each iteration. Returns the last Result, with the verdict of an evaluation
         that was still under way; where a restored run stands at the goal already, its standing.
         """
+        self._check_open()
+        if on_result is not None and not callable(on_result):
+            raise ShoalError(f"on_result must be a function of a Result, got {on_result!r}")
         goal = self._aim({"steps": steps, "seconds": seconds, "target_return": target_return})
         steps, seconds, target_return = goal["steps"], goal["seconds"], goal["target_return"]
         self._stopping = False
@@ -224,6 +226,7 @@ class Trainer:
         explore: sample actions instead of taking the most likely. video: a folder for a recording of
         the first episode. Nothing of the training changes.
         """
+        self._check_open()
         if video is not None:
             self._play(self._params(), 1, explore, recorded(self._given, Path(video)))
         return self._play(self._params(), episodes, explore)
@@ -272,7 +275,8 @@ class Trainer:
 
     def save(self, path: str | Path | None = None) -> Path:
         """Save everything that training needs to go on exactly: to `path`, or into the run directory. Raises
-        ShoalError after an iteration that broke off in its middle."""
+        ShoalError after an iteration that broke off in its middle, and where the Trainer is closed."""
+        self._check_open()
         self._unbroken.check()
         if path is None:
             if self._recorder is None:
@@ -318,6 +322,10 @@ class Trainer:
         """A Trainer that goes on in a run directory from its last good checkpoint (or from the start, where
         there is none yet); what was written after that checkpoint is cut first. Arguments: see `restore`."""
         return resumed(Trainer, run_dir, Given(on, algorithm, env, wrappers, trust_imports))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ShoalError("this Trainer is closed: it trains, evaluates and saves no more")
 
     def close(self) -> None:
         """Save what the run directory's last checkpoint lacks, then close the environments, what runs
