@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from shoal import ShoalError, spaces
+from shoal import PPO, Policy, ShoalError, spaces
+from shoal.keys import key_for
 from shoal.policy import to_observation
 from shoal.types import EnvSpec
 
@@ -20,6 +21,10 @@ COUNT = EnvSpec(id="count", observation=spaces.Discrete(4, start=1), action=TWO)
 PAIR = EnvSpec(id="pair", observation=spaces.Tuple((TWO, TWO)), action=TWO)
 NAMED_SPACE = spaces.Dict.of({"a": spaces.Box((2,)), "b": spaces.Discrete(3)})
 NAMED = EnvSpec(id="named", observation=NAMED_SPACE, action=TWO)
+FLAGS = EnvSpec(id="flags", observation=spaces.MultiBinary((3,)), action=TWO)
+COUNTS = EnvSpec(id="counts", observation=spaces.MultiDiscrete((2, 3), (1, 0)), action=TWO)
+SWITCHES = EnvSpec(id="switches", observation=spaces.Box((2,)), action=spaces.MultiBinary((3,)), masked=True)
+LEVERS = EnvSpec(id="levers", observation=spaces.Box((2,)), action=spaces.MultiDiscrete((2, 3)), masked=True)
 MASKED = EnvSpec(id="masked", observation=spaces.Box((2,)), action=TWO, masked=True)
 
 
@@ -29,6 +34,8 @@ MASKED = EnvSpec(id="masked", observation=spaces.Box((2,)), action=TWO, masked=T
         (BOX, [1, 2], None, np.float32([1, 2])),
         (IMAGE, np.full((2, 2), 255, np.int64), None, np.full((2, 2), 255, np.uint8)),
         (COUNT, np.int64(4), None, np.int32(4)),
+        (FLAGS, [0, 1, 1], None, np.int8([0, 1, 1])),
+        (COUNTS, [2, 2], None, np.int32([2, 2])),
         (MASKED, [0.0, 0.0], [1, 0], np.float32([0, 0])),
     ],
 )
@@ -61,8 +68,15 @@ def test_what_is_right(spec: EnvSpec, obs: Any, mask: Any, seen: Any) -> None:
         (COUNT, 0, None, "an observation of count is 0"),
         (COUNT, 2.9, None, "of whole numbers"),
         (PAIR, (0,), None, "an observation of pair has a tuple of 2 parts here"),
+        (FLAGS, [0, 1, 2], None, "an observation of flags is 2, which is not in MultiBinary(shape=(3,))"),
+        (COUNTS, [1, 3], None, "an observation of counts is 3, which is not in MultiDiscrete(nvec=(2, 3)"),
+        (COUNTS, [0, 0], None, "an observation of counts is 0"),
         (MASKED, [0.0, 0.0], None, "masked says which actions are allowed"),
-        (MASKED, [0.0, 0.0], [1, 0, 1], "an action mask here has 2 entries, got 3"),
+        (MASKED, {"obs": [0.0, 0.0]}, None, "or as the observation's key 'action_mask'"),
+        (MASKED, [0.0, 0.0], [1, 0, 1], "an action mask here has shape (2,), got (3,)"),
+        (MASKED, [0.0, 0.0], [1, 2], "an action mask here is of (0, 1), got 2"),
+        (SWITCHES, [0.0, 0.0], [0, 2, 3], "an action mask here is of (0, 1, 2), got 3"),
+        (LEVERS, [0.0, 0.0], ([1, 1, 1], [1, 1]), "an action mask is an array, or lists of one shape"),
     ],
 )
 def test_what_is_wrong_is_one_line(spec: EnvSpec, obs: Any, mask: Any, line: str) -> None:
@@ -97,3 +111,49 @@ def test_a_batch_says_how_many(spec: EnvSpec, obs: Any, size: int) -> None:
 def test_what_is_no_batch_is_one_line(spec: EnvSpec, obs: Any, line: str) -> None:
     with pytest.raises(ShoalError, match=re.escape(line)):
         to_observation(spec, obs, None, None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "mask", "flat"),
+    [
+        (MASKED, [[1, 0], [1, 1]], [[1, 0], [1, 1]]),
+        (SWITCHES, [[0, 1, 2], [2, 2, 2]], [[1, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]]),
+        (LEVERS, ([[1, 0], [0, 1]], [[1, 1, 0], [0, 0, 1]]), [[1, 0, 1, 1, 0], [0, 1, 0, 0, 1]]),
+        (LEVERS, [[1, 0, 1, 1, 0], [0, 1, 0, 0, 1]], [[1, 0, 1, 1, 0], [0, 1, 0, 0, 1]]),
+    ],
+)
+def test_masks_of_a_batch(spec: EnvSpec, mask: Any, flat: Any) -> None:
+    seen = to_observation(spec, np.zeros((2, 2)), mask, None).mask
+    np.testing.assert_array_equal(seen, np.asarray(flat, bool))
+
+
+@pytest.mark.parametrize("mask", [[1, 0, 1, 1, 0], [[1, 0]], [[1, 0, 1], [1, 0, 1]], [[1, 0]] * 4])
+def test_masks_for_another_batch_are_one_line(mask: Any) -> None:
+    with pytest.raises(ShoalError, match=re.escape("an action mask here has shape (3, 2), got")):
+        to_observation(MASKED, np.zeros((3, 2)), mask, None)
+
+
+def remembering() -> Policy:
+    agent = PPO(hidden=(4,), memory=3).bind(BOX)
+    return Policy(agent, agent.policy(agent.init(key_for(0, "init"))), BOX, {})
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ({"memory": 3}, "memory is what compute_actions gave before, here for 2 observations"),
+        ({"memory": ()}, "memory is what compute_actions gave before"),
+        ({"first": [True]}, "first has a flag for each of 2 observations, got shape (1,)"),
+    ],
+)
+def test_what_a_batch_goes_on_from_must_fit(how: dict[str, Any], line: str) -> None:
+    with pytest.raises(ShoalError, match=re.escape(line)):
+        remembering().compute_actions(np.zeros((2, 2)), **how)
+
+
+def test_memory_goes_on_with_as_many_rows() -> None:
+    policy = remembering()
+    _, memory = policy.compute_actions(np.zeros((2, 2)))
+    policy.compute_actions(np.zeros((2, 2)), memory=memory)
+    with pytest.raises(ShoalError, match="here for 3 observations"):
+        policy.compute_actions(np.zeros((3, 2)), memory=memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Policy:
         self.params = params
         self.config = dict(config)
         self._begin = agent.begin
+        self._one = jax.eval_shape(lambda: agent.begin(1))  # the memory of one row
         self._act = jax.jit(act_row(agent))
         self._key = key_for(seed, "inference")
         self._calls = 0
@@ -65,7 +67,19 @@ class Policy:
         observation = to_observation(self.spec, obs, mask, None)
         size = len(jax.tree.leaves(observation.policy)[0])
         begins = np.full(size, memory is None) if first is None else np.asarray(first, bool)
+        if begins.shape != (size,):
+            raise ShoalError(f"first has a flag for each of {size} observations, got shape {begins.shape}")
+        if memory is not None:
+            self._check_memory(memory, size)
         return self._compute(observation, memory, begins, explore, size)
+
+    def _check_memory(self, memory: Carry, size: int) -> None:
+        wanted, form = jax.tree.flatten(self._one)
+        leaves, given = jax.tree.flatten(memory)
+        if given != form or [np.shape(x) for x in leaves] != [(size, *x.shape[1:]) for x in wanted]:
+            raise ShoalError(
+                f"memory is what compute_actions gave before, here for {size} observations; None begins anew"
+            )
 
     def _compute(
         self, obs: Observation, memory: Carry | None, first: np.ndarray, explore: bool, size: int
@@ -81,11 +95,8 @@ class Policy:
 
     def save(self, path: str | Path) -> Path:
         """Save as a folder that `Policy.load` reads: the acting parameters and how to build the policy."""
-        target = Path(path)
-        checkpoint.save(
-            target, {"policies": {"main": self.params}}, {"kind": "policy", "config": self.config}
-        )
-        return target
+        checkpoint.save(path, {"policies": {"main": self.params}}, {"kind": "policy", "config": self.config})
+        return Path(path)
 
     @staticmethod
     def load(
@@ -138,17 +149,18 @@ def to_observation(spec: EnvSpec, obs: Any, mask: Any, batch: tuple[int, ...] | 
     if spec.masked:
         if mask is None:
             raise ShoalError(
-                f"{spec.id} says which actions are allowed: give that too, as mask=info['action_mask']"
+                f"{spec.id} says which actions are allowed: give that too, where the environment has it, as "
+                "mask=info['action_mask'] or as the observation's key 'action_mask'"
             )
         mask = _flat_mask(spec.action, mask, batch)
     return Observation(_cast(spec.observation, policy, batch, spec.id), critic, mask if spec.masked else None)
 
 
-def _array(obs: Any, name: str) -> np.ndarray:
+def _array(given: Any, what: str) -> np.ndarray:
     try:
-        return np.asarray(obs)
+        return np.asarray(given)
     except ValueError as error:
-        raise ShoalError(f"an observation of {name} is an array, or lists of one shape: {error}") from None
+        raise ShoalError(f"{what} is an array, or lists of one shape: {error}") from None
 
 
 def _size(space: spaces.Space, obs: Any, name: str) -> int:
@@ -159,10 +171,22 @@ def _size(space: spaces.Space, obs: Any, name: str) -> int:
             return _size(part, obs[key], name)
         except (KeyError, IndexError, TypeError):
             raise ShoalError(f"a batch of observations of {name} needs {key!r}, a batch of it") from None
-    shape = _array(obs, name).shape
+    shape = _array(obs, f"an observation of {name}").shape
     if not shape or not shape[0]:
         raise ShoalError(f"a batch of observations of {name} has one or more of {space}, got {obs!r}")
     return shape[0]
+
+
+def _options(space: spaces.Space) -> Any:
+    """How many values each entry of a discrete space can have, from `spaces.zeros` on; None for others."""
+    match space:
+        case spaces.Discrete():
+            return space.n
+        case spaces.MultiDiscrete():
+            return np.asarray(space.nvec)
+        case spaces.MultiBinary():
+            return 2
+    return None
 
 
 def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> Any:
@@ -178,7 +202,7 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
             raise ShoalError(f"an observation of {name} has a tuple of {len(space.spaces)} parts here")
         return tuple(_cast(s, o, batch, name) for s, o in zip(space.spaces, obs, strict=True))
     like = spaces.zeros(space, batch)
-    array = _array(obs, name)
+    array = _array(obs, f"an observation of {name}")
     if array.shape != like.shape:
         raise ShoalError(f"an observation of {name} has shape {like.shape}, got {array.shape}")
     if np.issubdtype(like.dtype, np.floating):
@@ -197,8 +221,9 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
         )
     cast = array.astype(like.dtype)
     beyond = cast != array
-    if isinstance(space, spaces.Discrete):
-        beyond = beyond | (cast < space.start) | (cast >= space.start + space.n)
+    options = _options(space)
+    if options is not None:
+        beyond = beyond | (cast < like) | (cast - like >= options)
     if beyond.any():
         raise ShoalError(f"an observation of {name} is {array[beyond].flat[0]}, which is not in {space}")
     return cast
@@ -206,13 +231,19 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
 
 def _flat_mask(space: spaces.Space, mask: Any, batch: tuple[int, ...]) -> np.ndarray:
     """Gymnasium's forms of a mask as `types.Observation` has it: bool [*batch, choices]."""
-    if isinstance(space, spaces.MultiBinary):
-        free = np.asarray(mask).reshape(*batch, -1)
-        return np.stack([free != 1, free != 0], axis=-1).reshape(*batch, -1)
-    if isinstance(mask, tuple | list) and isinstance(space, spaces.MultiDiscrete):
-        mask = np.concatenate([np.asarray(m).reshape(*batch, -1) for m in mask], axis=-1)
-    flat = np.asarray(mask).reshape(*batch, -1) != 0
-    entries = sum(spaces.choices(space))
-    if flat.shape[-1] != entries:
-        raise ShoalError(f"an action mask here has {entries} entries, got {flat.shape[-1]}")
-    return flat
+    binary = isinstance(space, spaces.MultiBinary)
+    if isinstance(space, spaces.MultiDiscrete) and isinstance(mask, tuple | list):
+        parts = [_array(part, "an action mask") for part in mask]
+        if [part.shape for part in parts] == [(*batch, n) for n in space.nvec]:
+            mask = np.concatenate(parts, axis=-1)
+    given = _array(mask, "an action mask")
+    wanted = (*batch, *space.shape) if binary else (*batch, sum(spaces.choices(space)))
+    if given.size != math.prod(wanted) or given.shape[: len(batch)] != batch:
+        raise ShoalError(f"an action mask here has shape {wanted}, got {given.shape}")
+    flags = (0, 1, 2) if binary else (0, 1)
+    if not np.isin(given, flags).all():
+        raise ShoalError(f"an action mask here is of {flags}, got {given[~np.isin(given, flags)].flat[0]}")
+    flat = given.reshape(*batch, -1)
+    if binary:  # 0: must not be set, 1: must be, 2: free
+        return np.stack([flat != 1, flat != 0], axis=-1).reshape(*batch, -1)
+    return flat != 0
