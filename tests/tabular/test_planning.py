@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from shoal.tabular import (
     expectation,
     finite_horizon,
     greedy,
+    greedy_actions,
     never_ending,
     optimality,
     policy_iteration,
@@ -237,9 +239,15 @@ def arrays() -> dict:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"gamma": "a"}, "gamma must be of numbers: could not convert string to float: 'a'"),
+        ({"gamma": [0.9, 0.8]}, r"gamma must have shape \[\], not \[2\]"),
         ({"gamma": 1.1}, "gamma must lie between 0 and 1, not 1.1"),
         ({"transition": np.full((2, 2, 2), 0.4)}, "state 0 and action 0 sum to 0.8, not to 1"),
         ({"transition": np.array([[[1.5, -0.5]] * 2] * 2)}, "negative"),
+        ({"transition": "abc"}, "transition must be of numbers"),
+        ({"reward": [[1.0], [1.0, 2.0]]}, "reward must be of numbers"),
+        ({"start": ["a", "b"]}, "start must be of numbers"),
+        ({"terminal": [0, 1]}, "all states are terminal"),
         ({"transition": np.full((2, 2), 0.5)}, r"shape \[S, A, S\], not \[2, 2\]"),
         ({"reward": np.zeros(3)}, r"for S = 2 and A = 2, not \[3\]"),
         ({"reward": np.full((2, 2), np.nan)}, "not finite"),
@@ -283,14 +291,51 @@ def test_policies_that_do_not_fit_are_refused() -> None:
     np.testing.assert_array_equal(uniform_policy(mdp), [[1.0, 0.0], [0.5, 0.5]])
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda mdp: q_from_v(mdp, np.zeros(3)),
+            r"V must have shape \[2\], .* not \[3\]",
+        ),
+        (lambda mdp: optimality(mdp, np.zeros((2, 2))), r"V must have shape \[2\]"),
+        (lambda mdp: sweeps(mdp, np.zeros(2, int), 1, v=np.zeros(3)), r"V must have shape \[2\]"),
+        (lambda mdp: sweeps(mdp, np.zeros(2, int), 1.5), "k must be a whole number, got 1.5"),
+        (lambda mdp: sweeps(mdp, np.zeros(2, int), -1), "k must be at least 0, got -1"),
+        (lambda mdp: finite_horizon(mdp, -1), "steps must be at least 0, got -1"),
+        (lambda mdp: greedy([1.0, 2.0]), r"Q must have shape \[S, A\], not \[2\]"),
+        (lambda mdp: v_from_q(np.zeros((2, 2)), [[1, 0]]), r"probabilities \[2, 2\], not int64\[1, 2\]"),
+        (lambda mdp: v_from_q(np.zeros((2, 2)), [0, 2]), "actions 0 ... 1"),
+    ],
+)
+def test_what_does_not_fit_an_mdp_is_one_line(call: Any, said: str) -> None:
+    with pytest.raises(ShoalError, match=said) as error:
+        call(MDP.of(**arrays()))
+    assert "\n" not in str(error.value)
+
+
+def test_lists_will_do() -> None:
+    assert greedy([[1, 2], [4, 3]]).tolist() == [1, 0]
+    assert greedy_actions([[1, 2], [4, 3]]).tolist() == [[False, True], [True, False]]
+    assert v_from_q([[1, 2], [4, 3]]).tolist() == [2, 4]
+    assert v_from_q([[1, 2], [4, 3]], [[1, 0], [0, 1]]).tolist() == [1, 3]
+
+
 def test_random_mdps_repeat_and_differ() -> None:
     one, same, other = (random_mdp(6, 2, 3, gamma=0.9, seed=s) for s in (1, 1, 2))
     np.testing.assert_array_equal(one.transition, same.transition)
     assert not np.array_equal(one.transition, other.transition)
     thin = random_mdp(6, 2, 3, gamma=0.9, seed=1, sparse=True)
     np.testing.assert_allclose(thin.rows.toarray(), one.rows)
-    with pytest.raises(ShoalError, match="random_mdp"):
-        random_mdp(3, 1, 1, gamma=0.9, seed=0, terminals=3)
+    for wrong in (
+        {"terminals": 3},
+        {"terminals": -1},
+        {"successors": 4},
+        {"actions": 0},
+        {"states": 2.5},
+    ):
+        with pytest.raises(ShoalError, match="random_mdp"):
+            random_mdp(**{"states": 3, "actions": 1, "successors": 1, "gamma": 0.9, "seed": 0, **wrong})
 
 
 @pytest.mark.slow

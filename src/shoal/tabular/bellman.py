@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import warnings
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
+from shoal.checks import number
 from shoal.errors import ShoalError
 from shoal.tabular.mdp import MDP, off_one
 from shoal.tabular.structure import check_proper
@@ -27,6 +29,7 @@ class TooLong(ShoalError):
 
 def q_from_v(mdp: MDP, v: np.ndarray) -> np.ndarray:
     """Q(s, a) = r(s, a) + gamma * E[V(s')]: [S, A]."""
+    _check_values(mdp, v)
     q = mdp.expected(v)
     q *= mdp.gamma
     q += mdp.reward
@@ -37,10 +40,14 @@ def q_from_v(mdp: MDP, v: np.ndarray) -> np.ndarray:
 
 def v_from_q(q: np.ndarray, policy: np.ndarray | None = None) -> np.ndarray:
     """The mean of Q over the policy's actions, or its maximum where no policy is given: [S]."""
+    q = _q(q)
     if policy is None:
         # Column by column: a reduction over an axis as short as A is several times slower.
         return functools.reduce(np.maximum, q.T) if q.shape[1] > 1 else q[:, 0].copy()
-    policy = np.asarray(policy)
+    return _mean(q, _of_size(policy, *q.shape))
+
+
+def _mean(q: np.ndarray, policy: np.ndarray) -> np.ndarray:
     if policy.ndim == 1:
         return np.take_along_axis(q, policy[:, None], axis=1)[:, 0]
     return np.asarray((policy * np.where(policy > 0, q, 0.0)).sum(axis=1))
@@ -48,7 +55,7 @@ def v_from_q(q: np.ndarray, policy: np.ndarray | None = None) -> np.ndarray:
 
 def expectation(mdp: MDP, v: np.ndarray, policy: np.ndarray) -> np.ndarray:
     """Bellman's expectation operator, T_pi V: the reward of one step under the policy, and then V. [S]"""
-    return v_from_q(q_from_v(mdp, v), checked(mdp, policy))
+    return _mean(q_from_v(mdp, v), checked(mdp, policy))
 
 
 def optimality(mdp: MDP, v: np.ndarray) -> np.ndarray:
@@ -58,12 +65,13 @@ def optimality(mdp: MDP, v: np.ndarray) -> np.ndarray:
 
 def greedy(q: np.ndarray) -> np.ndarray:
     """The best action of each state, the first of them where several are exactly equal: int [S]."""
-    return q.argmax(axis=1)
+    return _q(q).argmax(axis=1)
 
 
 def greedy_actions(q: np.ndarray, tolerance: float = 1e-9) -> np.ndarray:
     """bool [S, A]: all actions that are best to within `tolerance`. Divided by its rows' sums it is the
     greedy policy that splits ties."""
+    q = _q(q)
     return q >= v_from_q(q)[:, None] - tolerance
 
 
@@ -147,31 +155,51 @@ def sweeps(mdp: MDP, policy: np.ndarray, k: int, v: np.ndarray | None = None) ->
 
     From zeros that is also the expected return of episodes that are cut after k steps.
     """
+    number("k", k, 0, Integral)
     transition, reward = under(mdp, policy)
     now = np.zeros(mdp.states) if v is None else np.array(v, np.float64)
+    _check_values(mdp, now)
     for _ in range(k):
         now = reward + mdp.gamma * (transition @ now)
     return now
 
 
-def checked(mdp: MDP, policy: np.ndarray) -> np.ndarray:
-    """The policy, int [S] or float64 [S, A]. Raises ShoalError, one line, where it is none of this MDP."""
+def _check_values(mdp: MDP, v: Any) -> None:
+    if np.shape(v) != (mdp.states,):
+        raise ShoalError(f"V must have shape [{mdp.states}], a value for each state, not {list(np.shape(v))}")
+
+
+def _q(q: Any) -> np.ndarray:
+    q = np.asarray(q)
+    if q.ndim != 2:
+        raise ShoalError(f"Q must have shape [S, A], not {list(q.shape)}")
+    return q
+
+
+def _of_size(policy: Any, states: int, actions: int) -> np.ndarray:
+    """The policy, int [S] or float64 [S, A]. Raises ShoalError, one line, where it is none of this size."""
     policy = np.asarray(policy)
-    if policy.shape == (mdp.states,) and policy.dtype.kind in "iu":
-        if policy.min() < 0 or policy.max() >= mdp.actions:
-            raise ShoalError(f"a policy must take actions 0 ... {mdp.actions - 1}")
-        taken = np.arange(mdp.actions) == policy[:, None] if mdp.allowed is not None else None
-    elif policy.shape == (mdp.states, mdp.actions):
+    if policy.shape == (states,) and policy.dtype.kind in "iu":
+        if policy.min() < 0 or policy.max() >= actions:
+            raise ShoalError(f"a policy must take actions 0 ... {actions - 1}")
+        return policy
+    if policy.shape == (states, actions):
         policy = policy.astype(np.float64)
         if not policy.min() >= 0.0 or np.abs(policy.sum(axis=1) - 1.0).max() > 1e-6:
             raise ShoalError("the rows of a policy must be probabilities that sum to 1")
-        taken = policy > 0
-    else:
-        raise ShoalError(
-            f"a policy must be integers [{mdp.states}] or probabilities [{mdp.states}, {mdp.actions}], not "
-            f"{policy.dtype}{list(policy.shape)}"
-        )
-    if taken is not None and mdp.allowed is not None and (taken & ~mdp.allowed).any():
-        s, a = np.argwhere(taken & ~mdp.allowed)[0]
-        raise ShoalError(f"the policy takes action {a} in state {s}, which does not allow it")
+        return policy
+    raise ShoalError(
+        f"a policy must be integers [{states}] or probabilities [{states}, {actions}], not "
+        f"{policy.dtype}{list(policy.shape)}"
+    )
+
+
+def checked(mdp: MDP, policy: np.ndarray) -> np.ndarray:
+    """`_of_size`, and ShoalError too where the policy takes an action that is not allowed."""
+    policy = _of_size(policy, mdp.states, mdp.actions)
+    if mdp.allowed is not None:
+        taken = policy > 0 if policy.ndim == 2 else np.arange(mdp.actions) == policy[:, None]
+        if (taken & ~mdp.allowed).any():
+            s, a = np.argwhere(taken & ~mdp.allowed)[0]
+            raise ShoalError(f"the policy takes action {a} in state {s}, which does not allow it")
     return policy

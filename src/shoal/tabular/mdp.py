@@ -78,7 +78,7 @@ class MDP:
             transition = csr_array(transition, dtype=np.float64, copy=True)
             transition.sum_duplicates()  # so that the entries have one order, and outcomes stand beside them
         else:
-            transition = np.array(transition, np.float64)
+            transition = _numbers(transition, "transition")
             if transition.ndim != 3 or transition.shape[0] != transition.shape[2]:
                 raise ShoalError(f"MDP: transition must have shape [S, A, S], not {list(transition.shape)}")
         states = transition.shape[-1]
@@ -100,9 +100,9 @@ class MDP:
         return MDP(
             transition=transition,
             reward=reward,
-            gamma=float(gamma),
+            gamma=_numbers(gamma, "gamma").tolist(),
             terminal=terminal,
-            start=np.array(start, np.float64),
+            start=_numbers(start, "start"),
             allowed=allowed,
             outcome=outcome,
             grid=grid,
@@ -136,6 +136,14 @@ class MDP:
         return (self.rows @ v).reshape(self.states, self.actions)
 
 
+def _numbers(value: Any, name: str) -> np.ndarray:
+    """A new array float64."""
+    try:
+        return np.array(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ShoalError(f"MDP: {name} must be of numbers: {error}") from None
+
+
 def _normalized(transition: Any) -> Any:
     """With rows that sum to 1, where they nearly did; others are left for `check`."""
     sums = np.asarray(transition.sum(axis=-1))
@@ -155,7 +163,7 @@ def _rewards(transition: Any, reward: Any, states: int, actions: int) -> tuple[n
         outcome = np.asarray(reward.tocsr()[entries.row, entries.col], np.float64).reshape(-1)
         expected = np.bincount(entries.row, outcome * transition.data, minlength=states * actions)
         return expected.reshape(states, actions), outcome
-    reward = np.array(reward, np.float64)
+    reward = _numbers(reward, "reward")
     if reward.shape == (states,):
         return np.repeat(reward[:, None], actions, axis=1), None
     if reward.shape == (states, actions, states) and isinstance(transition, np.ndarray):
@@ -231,6 +239,7 @@ def check(mdp: MDP) -> None:
     states, actions = mdp.reward.shape
     wanted = (states * actions, states) if mdp.sparse else (states, actions, states)
     for name, has, needs in (
+        ("gamma", np.shape(mdp.gamma), ()),
         ("transition", mdp.transition.shape, wanted),
         ("terminal", mdp.terminal.shape, (states,)),
         ("start", mdp.start.shape, (states,)),
@@ -275,6 +284,8 @@ def _check_probabilities(mdp: MDP) -> None:
 
 def _check_ends(mdp: MDP) -> None:
     ended = np.flatnonzero(mdp.terminal)
+    if len(ended) == mdp.states:
+        raise ShoalError("MDP: all states are terminal: no episode could begin, leave one live")
     if len(ended):
         stays = mdp.rows @ mdp.terminal.astype(np.float64)
         if mdp.reward[ended].any() or (stays.reshape(mdp.reward.shape)[ended] < 1.0 - _SUM).any():

@@ -8,10 +8,12 @@ finite_horizon      the best that can be had in so many steps, and how
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shoal.checks import number
 from shoal.errors import ShoalError, did_you_mean
 from shoal.tabular.bellman import TooLong, backup_rounding, checked, evaluate, greedy, q_from_v, v_from_q
 from shoal.tabular.mdp import MDP
@@ -139,6 +141,7 @@ def policy_iteration(
 def finite_horizon(mdp: MDP, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """(V [steps + 1, S], policy int [steps + 1, S]): V[k] is the best expected return of k steps, policy[k]
     what to do first when k are left (policy[0] means nothing). Any gamma will do."""
+    number("steps", steps, 0, Integral)
     value = np.zeros((steps + 1, mdp.states))
     policy = np.zeros((steps + 1, mdp.states), np.int64)
     for k in range(1, steps + 1):

@@ -3,8 +3,11 @@ generation of Markov decision processes", Journal of the Operational Research So
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
+from shoal.checks import number
 from shoal.errors import ShoalError
 from shoal.keys import key_for, uniform
 from shoal.tabular.mdp import MDP
@@ -27,9 +30,13 @@ def random_mdp(
     each pair. The last `terminals` states are terminal; episodes begin in any other, all alike.
     sparse: None is sparse above ten million dense entries.
     """
-    if min(states, actions, successors) < 1 or not 0 <= terminals < states:
+    sizes = {"states": states, "actions": actions, "successors": successors, "terminals": terminals}
+    for name, size in sizes.items():
+        number(f"random_mdp: {name}", size, 0 if name == "terminals" else 1, Integral)
+    if successors > states or terminals >= states:
         raise ShoalError(
-            "random_mdp: needs a state, an action and a successor, and fewer terminals than states"
+            f"random_mdp: of {states} states at most {states} can be successors and {states - 1} terminals, "
+            f"not {successors} and {terminals}"
         )
     from scipy.sparse import csr_array
 
