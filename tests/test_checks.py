@@ -73,7 +73,7 @@ def test_what_is_right(given: dict[str, Any]) -> None:
         ({"rate": math.nan}, "Settings: rate must be finite, got nan"),
         ({"cap": math.inf}, "Settings: cap must be finite, got inf; None has no limit"),
         ({"build": "cnn"}, "Settings: build must be a function from a space to a Mesh or None, got 'cnn'"),
-        ({"part": 2}, "Settings: part must be a Mesh or None, got 2"),
+        ({"part": 2}, "Settings: part must be a Mesh such as Mesh(data=...) or None, got 2"),
         ({"limit": "4"}, "Settings: limit must be a whole number or None, got '4'"),
     ],
 )

@@ -68,7 +68,10 @@ def _not_a(kind: Any, value: Any) -> str | None:
     if typing.get_origin(kind) is Callable:  # what an algorithm asks functions for is made of a space
         result = typing.get_args(kind)[1].__name__
         return None if callable(value) else f"a function from a space to a {result}"
-    form, words = _KINDS.get(kind, (kind, f"a {kind.__name__}"))
+    if kind not in _KINDS:  # a dataclass
+        example = f"{kind.__name__}({dataclasses.fields(kind)[0].name}=...)"
+        return None if isinstance(value, kind) else f"a {kind.__name__} such as {example}"
+    form, words = _KINDS[kind]
     right = isinstance(value, form) and (kind is bool or not isinstance(value, bool))
     return None if right else words
 

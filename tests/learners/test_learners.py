@@ -192,7 +192,7 @@ def test_refused_before_anything_starts() -> None:
     assert "say learners=Mesh" in line(SMALL, lambda: Cluster(learner_memory=1000))
     assert "say learners=Mesh" in line(SMALL, lambda: Cluster(learner_cpus=2.0))
     text: Any = "data=2"
-    assert "such as Mesh(data=2), got 'data=2'" in line(SMALL, lambda: Cluster(learners=text))
+    assert "such as Mesh(data=...) or None, got 'data=2'" in line(SMALL, lambda: Cluster(learners=text))
     for wrong, told in (
         ({"learner_memory": "1GB"}, "learner_memory must be a whole number or None, got '1GB'"),
         ({"learner_memory": -5}, "learner_memory must be at least 1, got -5"),
