@@ -226,7 +226,6 @@ class Trainer:
         explore: sample actions instead of taking the most likely. video: a folder for a recording of
         the first episode. Nothing of the training changes.
         """
-        self._check_open()
         if video is not None:
             self._play(self._params(), 1, explore, recorded(self._given, Path(video)))
         return self._play(self._params(), episodes, explore)
@@ -325,7 +324,7 @@ class Trainer:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ShoalError("this Trainer is closed: it trains, evaluates and saves no more")
+            raise ShoalError("this Trainer is closed: it trains and saves no more")
 
     def close(self) -> None:
         """Save what the run directory's last checkpoint lacks, then close the environments, what runs
