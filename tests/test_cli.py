@@ -230,6 +230,11 @@ class TestTheProgram:
             (["train", "ppo", "CartPole-v1", "--wrapper", "nowhere:W"], "nowhere"),
             (["train", "ppo", "CartPole-v1", "--time-limit", "0"], "time_limit"),
             (["train", "ppo", "CartPole-v1", "--sink", "tensorbord"], "tensorboard"),
+            (
+                ["train", "ppo", "CartPole-v1", "--steps", "1", "--plot", "x.foo"],
+                "--plot: x.foo should end in",
+            ),
+            (["resume", "nowhere", "--plot", "x.foo"], "--plot: x.foo should end in one of .png, .svg"),
             (["resume", "nowhere"], "nowhere"),
             (["evaluate", "nowhere"], "nowhere"),
             (["plot", "nowhere"], "nowhere"),

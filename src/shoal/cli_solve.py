@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from shoal.cli_parsing import key_values, parse
-from shoal.errors import ShoalError
+from shoal.storage import check_picture
 
 _WIDEST = 2500  # cells, up to which a grid is printed
 
@@ -44,11 +43,7 @@ def solve(arguments: Sequence[str]) -> int:
     """shoal solve ENV ..., and its exit code."""
     about = "Solve an environment whose MDP is known."
     options: Solve = parse({"solve": Solve}, arguments, "shoal solve", about)["solve"]
-    if Path(options.output).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ShoalError(f"--output: {options.output} should end in one of .png, .svg, .pdf")
-    from rich.console import Console
-    from rich.table import Table
-
+    check_picture(options.output, "--output")
     from shoal.envs.toy_text import mdp_of
     from shoal.tabular import planning
     from shoal.tabular.picture import draw, error_digits, text_grid
@@ -60,22 +55,17 @@ def solve(arguments: Sequence[str]) -> int:
     bound = found.error_bound
     digits = 12 if bound is None else error_digits(bound)
     error = "rounding, among policies that end every episode" if bound is None else f"{bound:.1e}"
-    table = Table(box=None, pad_edge=False, show_header=False)
     for name, text in (
         ("value of the start", _number(found.start_value, digits)),
         ("error at most", error),
         ("method", f"{found.method}, {found.iterations} iterations, {seconds:.2f} s"),
         ("MDP", f"{mdp.states} states, {mdp.actions} actions, gamma {mdp.gamma:g}"),
     ):
-        table.add_row(name, text)
-    console = Console(width=None, soft_wrap=True)
-    console.print(table)
+        print(f"{name:18}  {text}")
     if mdp.grid is None:
-        console.print("(its states lie in no grid, so the picture shows the value of each state number)")
+        print("(its states lie in no grid, so the picture shows the value of each state number)")
     elif mdp.states <= _WIDEST:
-        console.print()
-        print(text_grid(mdp, found.value, found.policy))
-        console.print()
+        print(f"\n{text_grid(mdp, found.value, found.policy)}\n")
     title = f"{options.env}, gamma {mdp.gamma:g}"
     print(f"picture: {draw(mdp, found.value, options.output, policy=found.policy, title=title)}")
     return 0

@@ -18,6 +18,7 @@ from shoal.errors import ShoalError
 from shoal.mesh import parsed
 from shoal.rundir import RunDir
 from shoal.signals import INTERRUPTED, Signals
+from shoal.storage import check_picture
 
 STEPS = 500_000  # where neither --steps nor --target-return nor --seconds says when to stop
 
@@ -38,6 +39,7 @@ def train(arguments: Sequence[str], in_run: InRun) -> int:
     defaults = {name: algorithms.default(name)} if name.lower() in algorithms.PRESETS else {}
     given = parse(parts, arguments[1:], f"shoal train {name}", f"Train {name} on an environment.", defaults)
     algorithm, stop, run = given[name], given["stop"], given["run"]
+    _check_plot(run.plot)
     settings = _settings(run, given["cluster"], given["server"])
     seeds = "-".join(map(str, run.seeds or (run.seed,)))
     run_dir = Path(run.run_dir) if run.run_dir else new_run_dir(Path("runs"), f"{run.env}-{name}-{seeds}")
@@ -60,6 +62,7 @@ def resume(arguments: Sequence[str], in_run: InRun) -> int:
     """shoal resume RUN ..., and its exit code."""
     given = parse(RESUME, arguments, "shoal resume", "Continue a run from its latest checkpoint.")
     stop, options = given["stop"], given["resume"]
+    _check_plot(options.plot)
     run_dir = Path(options.run)
     was = (read_json(run_dir / "config.json") or {}).get("on")  # where there is none, the Trainer says so
     on = cli_cluster.moved(given["cluster"], given["server"], options.on, was) if was else None
@@ -243,6 +246,12 @@ def outcome(row: Mapping[str, Any]) -> str:
     """What came of a run, in a few words. row: as in summary.json."""
     mean = quantity(number(row, "episode_return_mean"))
     return f"return {mean} after {row['env_steps']:,} steps in {duration(row['seconds'])}"
+
+
+def _check_plot(output: str | None) -> None:
+    """Before training, not after it. "" is the usual place."""
+    if output:
+        check_picture(output, "--plot")
 
 
 def _plot(run_dir: Path, output: str | None) -> None:

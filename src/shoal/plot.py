@@ -22,7 +22,6 @@ from shoal.writers import dotted, read_rows
 
 _AXES = {"steps": ("env_steps", "environment steps"), "seconds": ("timing/seconds", "seconds")}
 _NAMES = {"episode_return_mean": "episode return", "episode_length_mean": "episode length"}
-_SUFFIXES = (".png", ".svg", ".pdf")
 _SETTINGS = ("algorithm", "env", "on", "normalize_observations", "scale_rewards")
 _POINTS = 500
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -58,8 +57,7 @@ def plot(
     picture cannot be written.
     """
     output = Path(output)
-    if output.suffix.lower() not in _SUFFIXES:
-        raise ShoalError(f"{output} should end in one of {', '.join(_SUFFIXES)}")
+    storage.check_picture(output)
     if x not in _AXES:
         raise ShoalError(f"unknown x {x!r}; {did_you_mean(x, _AXES)}")
     if not 0.0 <= smooth < 1.0:

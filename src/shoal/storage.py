@@ -23,6 +23,7 @@ from shoal.errors import ShoalError
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _ASIDE = re.compile(r"\.(.+)\.old")
+_PICTURES = (".png", ".svg", ".pdf")
 
 
 def resolve(path: str | Path) -> Path:
@@ -42,6 +43,13 @@ def explained(what: str, then: str = "") -> Iterator[None]:
         busy = error.errno in (errno.EWOULDBLOCK, errno.EAGAIN)
         reason = "another process is writing there now" if busy else error.strerror or str(error)
         raise ShoalError(f"{what}: {reason}{then}") from error
+
+
+def check_picture(output: str | Path, option: str = "") -> None:
+    """Raise ShoalError where a picture's name has no ending that can be drawn. option: where it was given."""
+    if Path(output).suffix.lower() not in _PICTURES:
+        said = f"{option}: " if option else ""
+        raise ShoalError(f"{said}{output} should end in one of {', '.join(_PICTURES)}")
 
 
 # Files

@@ -20,6 +20,7 @@ def test_solve_prints_and_draws_a_gridworld(tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["solve", "shoal/GridWorld-v0", *how]) == 0
     said = capsys.readouterr().out
     assert "0.125" in said and "value-iteration" in said and "9 states, 4 actions, gamma 0.5" in said
+    assert said == re.sub(r" +\n", "\n", said), "a line ends in blanks"
     rows = [line.split() for line in said.splitlines() if "→" in line or "↓" in line]
     assert rows[:2] == [["0.12↓", "0.25→", "0.50↓"], ["0.25↓", "#", "1.00↓"]]
     assert picture.read_bytes().startswith(b"\x89PNG")

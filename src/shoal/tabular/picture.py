@@ -19,7 +19,6 @@ from shoal.tabular.bellman import checked
 from shoal.tabular.mdp import MDP, Grid
 from shoal.tabular.structure import reachable
 
-_SUFFIXES = (".png", ".svg", ".pdf")
 _NUMBERS = 200  # cells, up to which each has its value written in
 _ARROWS = 2500  # cells, up to which each has its arrows drawn
 _SIGNS = {(-1, 0): "↑", (1, 0): "↓", (0, -1): "←", (0, 1): "→"}
@@ -42,8 +41,7 @@ def draw(
     Raises ShoalError, one line, for an unknown suffix, or values and policies that do not fit.
     """
     output, grid = Path(output), grid or mdp.grid
-    if output.suffix.lower() not in _SUFFIXES:
-        raise ShoalError(f"{output} should end in one of {', '.join(_SUFFIXES)}")
+    storage.check_picture(output)
     value = np.asarray(value, np.float64)
     if value.shape != (mdp.states,):
         raise ShoalError(f"values must have shape [{mdp.states}], not {list(value.shape)}")
