@@ -235,6 +235,10 @@ class TestTheProgram:
                 "--plot: x.foo should end in",
             ),
             (["resume", "nowhere", "--plot", "x.foo"], "--plot: x.foo should end in one of .png, .svg"),
+            (
+                ["train", "ppo", "CartPole-v1", "--steps", "1", "--sink", "wandb"],
+                "pip install 'shoal[wandb]'",
+            ),
             (["resume", "nowhere"], "nowhere"),
             (["evaluate", "nowhere"], "nowhere"),
             (["plot", "nowhere"], "nowhere"),
@@ -254,6 +258,7 @@ class TestTheProgram:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
         run(*argv, expect=2)
         error = capsys.readouterr().err
         assert re.fullmatch(r"shoal: [^\n]+\n", error)

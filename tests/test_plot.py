@@ -190,6 +190,29 @@ class TestMistakes:
         (unfinished / "config.json").write_text("{")
         assert "config.json is damaged" in error_of(lambda: plot([unfinished], tmp_path / "a.png"))
 
+    def test_a_run_without_numbers_among_others(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run that has just begun, or broke off at once, does not keep the others from being drawn."""
+        drawn: list[dict[str, int]] = []
+        draw = module._draw
+
+        def noted(groups: Any, *how: Any) -> bytes:
+            drawn.append({label: len(curves) for label, curves in groups.items()})
+            return draw(groups, *how)
+
+        monkeypatch.setattr(module, "_draw", noted)
+        make(tmp_path / "runs" / "a", [1.0, 2.0])
+        make(tmp_path / "runs" / "b", [], seed=1)
+        make(tmp_path / "runs" / "c", [math.nan], name="a2c")
+        with pytest.warns(UserWarning, match="left out of the picture") as warned:
+            plot([tmp_path / "runs"], tmp_path / "a.png")
+        assert drawn == [{"PPO E-v0": 1}]
+        assert [str(w.message).split("/runs/")[1] for w in warned] == [
+            "b has no iterations yet",
+            "c has no numbers for 'episode_return_mean' yet (has an episode finished?)",
+        ]
+
     def test_where_it_cannot_write(self, tmp_path: Path) -> None:
         run = make(tmp_path / "a", [1.0])
         (tmp_path / "file").write_text("x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_memory_follows_the_episode() -> None:
         np.testing.assert_array_equal(leaf(memory), leaf(begun))
         assert (leaf(memory) != leaf(later)).any()
         assert batch == fresh and again.shape == (1,)
+
+
+def test_without_a_sinks_package_no_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is there an empty run directory; what was saved can still be looked at."""
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
+    with Trainer(SMALL, "CartPole-v1", sinks=["mlflow"]) as trainer:
+        place = trainer.save(tmp_path / "save")
+    with pytest.raises(ShoalError, match=r"pip install 'shoal\[mlflow\]'"):
+        Trainer(SMALL, "CartPole-v1", sinks=["mlflow"], run_dir=tmp_path / "run")
+    with pytest.raises(ShoalError, match=r"pip install 'shoal\[mlflow\]'"):
+        Trainer.restore(place, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with Trainer.restore(place):
+        pass
 
 
 def test_warm_start_takes_what_was_learned(trained: Trainer, tmp_path: Path) -> None:

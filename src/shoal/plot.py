@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ _SETTINGS = ("algorithm", "env", "on", "normalize_observations", "scale_rewards"
 _POINTS = 500
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+class NoPoints(ShoalError):
+    """A run has nothing to draw yet."""
+
 
 Runs = Sequence[str | Path] | Mapping[str, str | Path | Sequence[str | Path]]
 
@@ -51,10 +57,10 @@ def plot(
     runs: run directories, or folders that hold several (seeds). Runs that differ only in the seed are one
     curve; {label: run directories} groups them otherwise. smooth in [0, 1): weight of the past in an
     exponential moving average. The mean and its band (one standard deviation over the seeds) reach as far
-    as all seeds of a group do. Returns the path written.
+    as all seeds of a group do. Returns the path written. A run without points is left out, with a warning.
 
-    Raises ShoalError, one line, for runs that are missing or empty, an unknown x, y or suffix, and where the
-    picture cannot be written.
+    Raises ShoalError, one line, for runs that are missing, or all without points, an unknown x, y or
+    suffix, and where the picture cannot be written.
     """
     output = Path(output)
     storage.check_picture(output)
@@ -62,10 +68,20 @@ def plot(
         raise ShoalError(f"unknown x {x!r}; {did_you_mean(x, _AXES)}")
     if not 0.0 <= smooth < 1.0:
         raise ShoalError(f"smooth is {smooth}; it should be at least 0 and less than 1")
-    groups = {
-        label: [_smoothed(read_curve(path, _AXES[x][0], y), smooth) for path in paths]
-        for label, paths in grouped(runs).items()
-    }
+    groups: dict[str, list[Curve]] = {}
+    empty: list[NoPoints] = []
+    for label, paths in grouped(runs).items():
+        for path in paths:
+            try:
+                curve = read_curve(path, _AXES[x][0], y)
+            except NoPoints as error:
+                empty.append(error)
+            else:
+                groups.setdefault(label, []).append(_smoothed(curve, smooth))
+    if not groups:
+        raise empty[0]
+    for error in empty:
+        warnings.warn(f"left out of the picture: {error}", stacklevel=2)
     picture = _draw(groups, _AXES[x][1], _NAMES.get(y, y), output.suffix.lower()[1:])
     with storage.explained(f"could not write {output}"):
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -86,11 +102,11 @@ def grouped(runs: Runs) -> dict[str, list[Path]]:
 
 
 def read_curve(run: Path, x: str, y: str) -> Curve:
-    """The run's points where both are numbers, in order of x. Raises ShoalError if there is none."""
+    """The run's points where both are numbers, in order of x. Raises NoPoints if there is none."""
     place = run / "metrics.jsonl"
     rows = read_rows(place) if place.exists() else []
     if not rows:
-        raise ShoalError(f"the run in {run} has no iterations yet")
+        raise NoPoints(f"the run in {run} has no iterations yet")
     names = {name for row in rows for name in row}
     for name in (x, y):
         if name not in names:
@@ -103,7 +119,7 @@ def read_curve(run: Path, x: str, y: str) -> Curve:
     xs, ys = numbers(x), numbers(y)
     known = np.isfinite(xs) & np.isfinite(ys)
     if not known.any():
-        raise ShoalError(f"the run in {run} has no numbers for {y!r} yet (has an episode finished?)")
+        raise NoPoints(f"the run in {run} has no numbers for {y!r} yet (has an episode finished?)")
     order = np.argsort(xs[known], kind="stable")
     return Curve(xs[known][order], ys[known][order])
 

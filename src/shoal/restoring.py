@@ -27,6 +27,7 @@ from shoal.execution.cluster import Cluster
 from shoal.execution.parameter_server import ParameterServer
 from shoal.recorder import Recorder
 from shoal.rundir import RunDir, newest
+from shoal.sinks import check_packages
 
 if TYPE_CHECKING:
     from shoal.trainer import Trainer
@@ -59,6 +60,8 @@ def restored(
     loaded = newest(path, best=best)
     if loaded.info.get("kind") != "trainer":
         raise ShoalError(f"{path} holds a policy, not a training run: load it with Policy.load")
+    if run_dir is not None:
+        check_packages(loaded.info["config"]["sinks"])
     trainer = _rebuilt(make, loaded.info["config"], given, loaded)
     try:
         if run_dir is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from shoal import writers
 from shoal.errors import ShoalError, did_you_mean
 from shoal.rundir import RunDir
 from shoal.writers import JsonLines, MLflow, TensorBoard, WandB, Writer, cut, cut_events
@@ -15,6 +16,11 @@ SINKS: dict[str, Callable[[RunDir, str], Writer]] = {
     ),
     "mlflow": lambda run, run_id: MLflow("shoal", run_id=run_id, name=run.path.name, config=run.config),
 }
+_PACKAGES: dict[str, Callable[[], object]] = {
+    "tensorboard": writers.import_tensorboard,
+    "wandb": writers.import_wandb,
+    "mlflow": writers.import_mlflow,
+}
 
 
 def check_sinks(names: Sequence[str]) -> None:
@@ -24,6 +30,13 @@ def check_sinks(names: Sequence[str]) -> None:
     for name in names:
         if name not in SINKS:
             raise ShoalError(f"unknown sink {name!r}: {did_you_mean(name, SINKS)}")
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Raises ShoalError where a sink's package is missing: to be asked before a run directory is made. A run
+    that is only looked at needs none of them."""
+    for name in names:
+        _PACKAGES[name]()
 
 
 def open_writers(run: RunDir, iteration: int, env_steps: int) -> list[Writer]:

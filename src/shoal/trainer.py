@@ -27,6 +27,7 @@ from shoal.recorder import Recorder
 from shoal.restoring import Given, restored, resumed, snapshot, take_parameters
 from shoal.rundir import RunDir
 from shoal.signals import held
+from shoal.sinks import check_packages
 from shoal.unbroken import Unbroken
 
 
@@ -95,6 +96,8 @@ class Trainer:
             "sinks": sinks,
         }
         check(algorithm, on, options)
+        if run_dir is not None:
+            check_packages(sinks)
         self._closed = False
         self._unbroken = Unbroken()
         self._progress = Progress()

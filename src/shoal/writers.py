@@ -126,7 +126,7 @@ class TensorBoard:
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        self._event, self._summary, self._crc = _tensorboard()
+        self._event, self._summary, self._crc = import_tensorboard()
         with storage.explained(f"could not open {folder}"):
             earlier = [int(p.name.split(".")[3]) for p in _event_files(folder)] if folder.exists() else []
         # TensorBoard reads the files in the order of their names.
@@ -163,7 +163,7 @@ def cut_events(folder: str | Path, env_steps: int) -> None:
     with storage.explained(f"could not cut the events in {folder}"):
         if not folder.is_dir():
             return
-        event, _, _ = _tensorboard()
+        event, _, _ = import_tensorboard()
         for path in _event_files(folder):
             content = path.read_bytes()
             kept, events = [], 0
@@ -200,7 +200,8 @@ def _records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         position = end
 
 
-def _tensorboard() -> tuple[Any, Any, Any]:
+def import_tensorboard() -> tuple[Any, Any, Any]:
+    """Event, Summary and the checksum of records. As those below: ShoalError without the package."""
     events = _import("tensorboardX.proto.event_pb2", "TensorBoard", "tensorboardX")
     summaries = _import("tensorboardX.proto.summary_pb2", "TensorBoard", "tensorboardX")
     records = _import("tensorboardX.record_writer", "TensorBoard", "tensorboardX")
@@ -224,7 +225,7 @@ class WandB:
         config: Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
     ) -> None:
-        wandb = _import("wandb", "W&B", "shoal[wandb]")
+        wandb = import_wandb()
         try:
             self._run = wandb.init(
                 project=project,
@@ -273,9 +274,8 @@ class MLflow:
         config: Mapping[str, Any] | None = None,
         uri: str | None = None,
     ) -> None:
-        mlflow = _import("mlflow", "MLflow", "shoal[mlflow]")
-        self._metric = _import("mlflow.entities", "MLflow", "shoal[mlflow]").Metric
-        param = _import("mlflow.entities", "MLflow", "shoal[mlflow]").Param
+        mlflow, entities = import_mlflow()
+        self._metric, param = entities.Metric, entities.Param
         self._waiting: list[Any] = []
         try:
             self._client = mlflow.MlflowClient(uri)
@@ -328,6 +328,17 @@ def dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def import_wandb() -> Any:
+    """The module wandb."""
+    return _import("wandb", "W&B", "shoal[wandb]")
+
+
+def import_mlflow() -> tuple[Any, Any]:
+    """The modules mlflow and mlflow.entities."""
+    mlflow = _import("mlflow", "MLflow", "shoal[mlflow]")
+    return mlflow, _import("mlflow.entities", "MLflow", "shoal[mlflow]")
 
 
 def _import(module: str, what: str, package: str) -> Any:
