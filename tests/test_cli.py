@@ -379,6 +379,16 @@ class TestRuns:
         assert f"training for {ITERATION} steps" in shown
         assert (tmp_path / "runs" / "CartPole-v1-ppo-3" / "curve.png").exists()
 
+    @pytest.mark.parametrize("starts", [1_000, 8])
+    def test_a_run_that_never_learned_says_so(
+        self, starts: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        sizes = ("--rollout-length", "8", "--hidden", "8", "--envs", "2", "--batch-size", "4")
+        limits = ("--steps", "40", "--learning-starts", str(starts), "--run-dir", str(tmp_path / "r"))
+        run("train", "dqn", "CartPole-v1", *sizes, *limits)
+        said = [str(w.message) for w in recwarn if "never learned" in str(w.message)]
+        assert [line.partition(" (")[2] for line in said] == ["learning_starts is 1,000)"] * (starts > 40)
+
     def test_several_seeds_are_several_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = tmp_path / "s"
         limits = ("--seeds", "5", "7", "--steps", str(ITERATION), "--run-dir", str(folder))

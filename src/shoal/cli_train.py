@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ def _fit(trainer: Any, goal: Goal, run_dir: Path, title: str, plot_to: str | Non
         reached = "reached" if trainer.reached(goal.target_return) else "not reached"
         verdict = f", target {goal.target_return:g} {reached}"
     print(f"done: {outcome(trainer.summary())}{verdict}\nrun: {run_dir}")
+    _warn_unlearned(trainer)
     _plot(run_dir, plot_to)
     return 0
 
@@ -194,6 +196,7 @@ def _train_seeds(
     if run.checkpoint_seconds == Run.checkpoint_seconds:  # a default is not a wish
         del settings["checkpoint_seconds"]
     latest: dict[int, Mapping[str, Any]] = {}
+    trainers: list[Any] = []
     print(f"run: {run_dir}", flush=True)
 
     def work(show: Callable[[Row], None]) -> None:
@@ -201,19 +204,23 @@ def _train_seeds(
             latest.update(zip(run.seeds, results, strict=True))
             show(together(results))
 
-        trainers = train_seeds(
-            algorithm,
-            settings.pop("env"),
-            run.seeds,
-            steps=goal.steps or STEPS,
-            run_dir=run_dir,
-            on_results=on_results,
-            **settings,
+        trainers.extend(
+            train_seeds(
+                algorithm,
+                settings.pop("env"),
+                run.seeds,
+                steps=goal.steps or STEPS,
+                run_dir=run_dir,
+                on_results=on_results,
+                **settings,
+            )
         )
-        for trainer in trainers:
-            trainer.close()
 
     whole = _watched(goal, title, work)
+    if trainers:
+        _warn_unlearned(trainers[0])  # all are alike but for a few steps
+    for trainer in trainers:
+        trainer.close()
     for seed, row in latest.items():
         print(f"seed {seed}: {outcome({**row, 'seconds': row['timing/seconds']})}")
     print(
@@ -224,6 +231,17 @@ def _train_seeds(
     if whole:
         _plot(run_dir, run.plot)
     return 0 if whole else INTERRUPTED
+
+
+def _warn_unlearned(trainer: Any) -> None:
+    """Where a replay's first gradient step was never due, which a return alone does not show."""
+    starts = trainer.config["algorithm"]["settings"].get("learning_starts")
+    if starts is not None and not trainer.updates:
+        warnings.warn(
+            f"this run never learned: no gradient step was due in {trainer.summary()['env_steps']:,} steps "
+            f"(learning_starts is {starts:,})",
+            stacklevel=2,
+        )
 
 
 def together(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax
 
 from shoal import checkpoint
 from shoal.assembly import assemble, check, checked_goal
+from shoal.counters import value
 from shoal.envs.recording import recorded
 from shoal.errors import ShoalError
 from shoal.evaluation import Evaluation, evaluate
@@ -250,6 +251,11 @@ class Trainer:
     def fingerprint(self) -> str:
         """SHA-256 of the parameters: equal runs, equal prints."""
         return fingerprint(self._run.learner.state.params)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps taken so far."""
+        return value(self._run.learner.state.updates)
 
     def summary(self) -> dict[str, Any]:
         """Where the run stands."""
