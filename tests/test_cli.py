@@ -16,7 +16,18 @@ from typing import Literal
 
 import pytest
 
-from shoal import Cluster, Local, cli, cli_cluster, cli_list, cli_options, cli_parsing, cli_train
+from shoal import (
+    Cluster,
+    Local,
+    algorithms,
+    cli,
+    cli_cluster,
+    cli_list,
+    cli_options,
+    cli_parsing,
+    cli_train,
+    elsewhere,
+)
 from shoal.errors import ShoalError
 
 TINY = ("--rollout-length", "16", "--epochs", "1", "--minibatches", "1", "--hidden", "8", "--envs", "2")
@@ -120,11 +131,58 @@ class TestParsing:
             self.parse(*argv)
         assert str(caught.value) == message
 
-    def test_functions_are_for_python_only(self) -> None:
-        from shoal.algorithms import load
+    @pytest.mark.parametrize(
+        ("algorithm", "flag", "hint"),
+        [
+            ("ppo", "norm-adv", "here it is --normalize-advantages"),
+            ("ppo", "no-norm-adv", "here it is --no-normalize-advantages"),
+            ("ppo", "clip-vloss", "here it is --value-clip (in reward units)"),
+            ("impala", "clip-vloss", "there is none here (elsewhere: --value-clip)"),
+            ("ppo", "track", "here it is --sink (as in --sink wandb)"),
+            ("ppo", "capture-video", "shoal evaluate RUN --video records an episode"),
+            ("ppo", "n-env-runners", "here it is --runners (with --on cluster)"),
+            ("ppo", "n-steps", "here it is --rollout-length (rows of each environment)"),
+            ("ppo", "use-sde", "there is no state-dependent exploration here"),
+            ("dqn", "n-steps", "here it is --n-step"),
+            ("dqn", "start-e", "here it is --epsilon-start"),
+            ("sarsa", "end-e", "here it is --epsilon-end"),
+            ("dqn", "exploration-fraction", "here it is --epsilon-steps (in environment steps)"),
+            ("dqn", "tau", "here it is --target-tau"),
+            ("dqn", "lr-critic", "--help lists them all"),
+            ("sac", "policy-lr", "here it is --learning-rate"),
+            ("td3", "q-lr", "here it is --critic-learning-rate"),
+            ("sac", "ent-coef", "here it is --initial-temperature"),
+            (
+                "td3",
+                "ent-coef",
+                "there is none here (elsewhere: --entropy-coefficient, --initial-temperature)",
+            ),
+            ("td3", "learnig-rate", "did you mean '--learning-rate'?"),
+            ("td3", "action-space", "--help lists them all"),
+        ],
+    )
+    def test_what_other_libraries_call_it(self, algorithm: str, flag: str, hint: str) -> None:
+        parts = {**cli_options.TRAIN, algorithm: algorithms.load(algorithm)}
+        with pytest.raises(ShoalError) as caught:
+            cli_parsing.check_flags(parts, [f"--{flag}"])
+        assert str(caught.value) == f"unknown option --{flag}: {hint}"
 
+    def test_only_what_exists_is_proposed(self) -> None:
+        """And what every algorithm has needs no translation."""
+        every = [
+            {flag[2:] for flag in cli_parsing.flags({**cli_options.TRAIN, name: algorithms.load(name)})}
+            for name in algorithms.REGISTRY
+        ]
+        proposed = {name for names in elsewhere._HERE.values() for name in names}
+        assert proposed | elsewhere._COUNTED.keys() <= set().union(*every)
+        assert elsewhere._COUNTED.keys() <= proposed
+        words = elsewhere._HERE.keys() | elsewhere._NONE.keys()
+        assert len(words) == len(elsewhere._HERE) + len(elsewhere._NONE)
+        assert not words & set.intersection(*every)
+
+    def test_functions_are_for_python_only(self) -> None:
         with pytest.raises(ShoalError, match="--network is a function: it can be given in Python only"):
-            cli_parsing.parse({"ppo": load("ppo")}, ["--network", "x"], "shoal train ppo", "")
+            cli_parsing.parse({"ppo": algorithms.load("ppo")}, ["--network", "x"], "shoal train ppo", "")
 
     def test_help_shows_every_flag_and_its_docstring(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
@@ -160,8 +218,6 @@ class TestParsing:
         ]
 
     def test_all_algorithms_settings_have_help(self) -> None:
-        from shoal import algorithms
-
         for name in algorithms.REGISTRY:
             for setting, _, _, text in cli_parsing.documented(algorithms.load(name)):
                 assert len(text) > 20, f"{name}.{setting}"

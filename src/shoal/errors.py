@@ -10,10 +10,11 @@ class ShoalError(ValueError):
     """A mistake in what the user gave. The command line prints its one line and no traceback."""
 
 
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """ "did you mean 'x'?" for the nearest candidate, else "known are a, b, c"."""
+def did_you_mean(word: str, candidates: Iterable[str], close: float = 0.5) -> str:
+    """ "did you mean 'x'?" for the nearest candidate, else "known are a, b, c". close: in [0, 1], how alike
+    it must be."""
     names = sorted(candidates)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=close)
     if not near:
         near = [n for n in names if n.lower() == word.lower()]
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
