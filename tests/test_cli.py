@@ -189,6 +189,7 @@ class TestParsing:
             self.parse("--help")
         assert not stop.value.code
         shown = capsys.readouterr().out
+        assert f"{cli_train.STEPS:,}" in shown, "what is done without any goal"
         for part in (
             "--rate",
             "How fast.",

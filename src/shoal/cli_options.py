@@ -15,7 +15,7 @@ class Stopping:
     """When to stop: whichever comes first. What a resumed run had before counts too."""
 
     steps: int | None = None
-    """Environment steps of the whole run."""
+    """Environment steps of the whole run; 500,000 where none of these three is given, nor was before."""
     target_return: float | None = None
     """Mean return of the last 100 training episodes."""
     seconds: float | None = None
