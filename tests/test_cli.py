@@ -487,15 +487,23 @@ class TestRuns:
         assert described is not None
         assert described["state"] == "failed"
 
+    @pytest.mark.parametrize(
+        ("name", "said"), [("Stillborn", "no licence"), ("Quitting", r"sys\.exit\(3\) was called")]
+    )
     def test_an_env_that_cannot_be_made_leaves_no_run_directory(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        name: str,
+        said: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         envs = write_envs(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)
         folder = tmp_path / "never"
-        run("train", "ppo", f"{envs}:Stillborn", "--run-dir", str(folder), *TINY, expect=1)
+        run("train", "ppo", f"{envs}:{name}", "--run-dir", str(folder), *TINY, expect=1)
         error = capsys.readouterr().err
-        assert re.fullmatch(rf"shoal: [^\n]*no licence[^\n]*{folder}\.error\.txt\)\n", error)
+        assert re.fullmatch(rf"shoal: [^\n]*{said}[^\n]*{folder}\.error\.txt\)\n", error)
         assert f"{envs}.py" in (tmp_path / "never.error.txt").read_text()
         assert not folder.exists()
 
@@ -506,6 +514,7 @@ def write_envs(folder: Path) -> str:
     (folder / f"{name}.py").write_text(
         textwrap.dedent(
             """
+            import sys
             import time
             from gymnasium.envs.classic_control import CartPoleEnv
 
@@ -524,6 +533,10 @@ def write_envs(folder: Path) -> str:
             class Stillborn(CartPoleEnv):
                 def __init__(self, render_mode=None):
                     raise RuntimeError("no licence")
+
+            class Quitting(CartPoleEnv):
+                def step(self, action):
+                    sys.exit(3)
 
             class Stuck(CartPoleEnv):
                 def step(self, action):

@@ -251,7 +251,9 @@ def test_code_must_be_given_again(tmp_path: Path) -> None:
         trainer.train()
     with pytest.raises(ShoalError, match="pass env="):
         Trainer.restore(place, algorithm=Custom())
-    with pytest.raises(ShoalError, match=r"Custom: pass algorithm= again, or trust_imports=True"):
+    with pytest.raises(
+        ShoalError, match=r"Custom: pass algorithm= again, or trust_imports=True \(--trust-imports\)"
+    ):
         Trainer.restore(place, env=make)
     for how in ({"algorithm": Custom()}, {"trust_imports": True}):
         with Trainer.restore(place, env=make, **how) as again:

@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # the reader, such as `head`, has left; the interpreter must not flush to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except SystemExit as stop:
+            if failure.run_dir is None:  # of --help; else an environment, say, ended the program
+                raise
+            return failure.report(stop)
         except Exception as error:
             return failure.report(error)
 
@@ -87,13 +91,15 @@ class Failure:
         """From now on what breaks is this run's: its traceback goes there."""
         self.run_dir = run_dir
 
-    def report(self, error: Exception) -> int:
+    def report(self, error: BaseException) -> int:
         """2 for what the user got wrong; 1 where an environment or Shoal itself failed."""
         module = sys.modules.get("shoal.envs.errors")  # imported by now if an environment has run
         from_env = module is not None and isinstance(error, module.EnvError)
         if isinstance(error, ShoalError) and not from_env:
             return _say(_flat(error), 2)
         said = _flat(error) if from_env else f"{type(error).__name__}: {_flat(error)}"
+        if isinstance(error, SystemExit):
+            said = f"sys.exit({error.code!r}) was called within this run"
         # Of an environment's error its own traceback is wanted, without Shoal's around it.
         own = error.__cause__ if from_env and error.__cause__ is not None else error
         text = "".join(traceback.format_exception(own))

@@ -67,8 +67,8 @@ def algorithm_from_json(
         cls = getattr(importlib.import_module(module), attribute)
     else:
         raise ShoalError(
-            f"this run's algorithm is {name}: pass algorithm= again, or trust_imports=True to let it be "
-            "imported"
+            f"this run's algorithm is {name}: pass algorithm= again, or trust_imports=True (--trust-imports) "
+            "to let it be imported"
         )
     fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     return cls(**fixed)
