@@ -142,6 +142,10 @@ def test_warm_start_takes_what_was_learned(trained: Trainer, tmp_path: Path) -> 
         Trainer(SMALL, "CartPole-v1", warm_start=place, normalize_observations=True)
     with pytest.raises(ShoalError, match="holds a policy alone"):
         Trainer(SMALL, "CartPole-v1", warm_start=trained.policy().save(tmp_path / "policy"))
+    with pytest.raises(ShoalError, match=r"is a checkpoint of ppo, and its parameters do not fit dqn$"):
+        Trainer(DQN(hidden=(8,)), "CartPole-v1", warm_start=place)
+    with Trainer(A2C(hidden=(8,)), "CartPole-v1", warm_start=place) as other:  # of the same networks
+        assert other.fingerprint() == trained.fingerprint()
 
 
 def test_warm_start_takes_targets_and_statistics(tmp_path: Path) -> None:

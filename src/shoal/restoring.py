@@ -127,7 +127,13 @@ def take_parameters(trainer: Trainer, path: str | Path) -> None:
         raise ShoalError(f"{path} holds a policy alone: warm_start needs a checkpoint of a training run")
     learner = trainer._run.learner
     state = learner.state
-    params = checkpoint.restore(state.params, loaded.arrays, f"{_STATE}/params")
+    try:
+        params = checkpoint.restore(state.params, loaded.arrays, f"{_STATE}/params")
+    except ShoalError as error:
+        was, now = (config["algorithm"]["name"] for config in (loaded.info["config"], trainer.config))
+        if was == now:  # else arrays are only a consequence; and PPO's, say, do fit where A2C's were
+            raise
+        raise ShoalError(f"{path} is a checkpoint of {was}, and its parameters do not fit {now}") from error
     known = {name.split("/")[3] for name in loaded.arrays if name.startswith(f"{_STATE}/extra/")}
     if ("observation_stats" in known) != ("observation_stats" in state.extra):
         was = "observation_stats" in known
