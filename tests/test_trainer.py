@@ -176,6 +176,28 @@ def test_other_settings_are_another_run(tmp_path: Path) -> None:
         pass
 
 
+def test_a_configuration_that_was_edited_is_another_run(tmp_path: Path) -> None:
+    """It was followed without a word. What does not say which run it is may be edited."""
+    with Trainer(SMALL, "CartPole-v1", on=Local(envs=2), run_dir=tmp_path / "run") as trainer:
+        trainer.fit(32)
+    place = tmp_path / "run" / "config.json"
+    before = place.read_text()
+    for old, new, key in (
+        ('"learning_rate": 0.0003', '"learning_rate": 0.01', "algorithm.settings.learning_rate=0.01"),
+        ('"seed": 0', '"seed": 1', "seed=1"),
+        ('"env_kwargs": {}', '"env_kwargs": {"sutton_barto_reward": true}', "env.env_kwargs.sutton"),
+        ('"envs": 2', '"envs": 4', "on.envs=4"),
+        ('"scale_rewards": false', '"scale_rewards": true', "scale_rewards=true"),
+    ):
+        assert before.count(old) == 1, old
+        place.write_text(before.replace(old, new))
+        with pytest.raises(ShoalError, match=rf"config\.json has {key}.*, and the run's checkpoint"):
+            Trainer.resume(tmp_path / "run")
+    place.write_text(before.replace('"keep_checkpoints": 3', '"keep_checkpoints": 1'))
+    with Trainer.resume(tmp_path / "run") as again:
+        assert again.config["keep_checkpoints"] == 1
+
+
 def test_a_run_directory_names_its_last_and_its_best_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with Trainer(SMALL, "CartPole-v1", run_dir=folder, evaluate_every=128, evaluate_episodes=2) as trainer:

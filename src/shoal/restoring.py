@@ -28,6 +28,7 @@ from shoal.execution.parameter_server import ParameterServer
 from shoal.recorder import Recorder
 from shoal.rundir import RunDir, newest
 from shoal.sinks import check_packages
+from shoal.writers import dotted
 
 if TYPE_CHECKING:
     from shoal.trainer import Trainer
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 _KEPT = ("seed", "normalize_observations", "scale_rewards", "checkpoint_every", "checkpoint_seconds")
 _KEPT += ("keep_checkpoints", "evaluate_every", "evaluate_episodes", "threads", "sinks")
 
+# What of a configuration says which run it is: of these, config.json must agree with the checkpoints. The
+# others, such as intervals, may be edited there, and where it runs may have moved since.
+_SAME = ("algorithm", "env", "spec", "seed", "normalize_observations", "scale_rewards")
+_SAME_ON = ("envs", "groups")
 
 MOVED = "this run learned "  # how the warning begins that it goes on over other devices
 
@@ -77,6 +82,8 @@ def resumed(make: type[Trainer], run_dir: str | Path, given: Given) -> Trainer:
     directory = RunDir.open(run_dir)
     try:
         loaded = directory.latest_checkpoint()
+        if loaded is not None:
+            _check_unedited(directory.config, loaded.info["config"], run_dir)
         trainer = _rebuilt(make, directory.config, given, loaded)
     except BaseException:
         directory.close()
@@ -229,6 +236,26 @@ def _mesh_in_words(on: Mapping[str, Any]) -> str:
     if not mesh or mesh["data"] * mesh["model"] == 1:
         return "one device"
     return f"data={mesh['data']}, model={mesh['model']}"
+
+
+def _check_unedited(recorded: Mapping[str, Any], saved: Mapping[str, Any], run_dir: str | Path) -> None:
+    """Raise ShoalError where a run directory's config.json is of another run than its checkpoint: a resume
+    would go on with those settings without a word."""
+
+    def flat(config: Mapping[str, Any]) -> dict[str, str]:
+        same = {name: config[name] for name in _SAME} | {
+            "on": {name: config["on"][name] for name in _SAME_ON}
+        }
+        return {name: json.dumps(value) for name, value in dotted(same)}  # as text NaN equals itself
+
+    now, was = flat(recorded), flat(saved)
+    for name in {**now, **was}:
+        if now.get(name) != was.get(name):
+            raise ShoalError(
+                f"{Path(run_dir) / 'config.json'} has {name}={now.get(name, 'nothing')}, and the run's "
+                f"checkpoint {was.get(name, 'nothing')}: put it back, or begin another run from here with "
+                "warm_start="
+            )
 
 
 def _check_settings(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
