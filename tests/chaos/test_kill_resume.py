@@ -67,8 +67,9 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
     case = CASES["ppo-compiled"]
     with make(case, str(tmp_path / "whole")) as whole:
         whole.fit(STEPS)
-    with make(case, str(tmp_path / "killed")) as killed:
+    with pytest.raises(RuntimeError, match="killed"), make(case, str(tmp_path / "killed")) as killed:
         killed.train()
+        raise RuntimeError("killed")  # a Trainer that is closed otherwise saves
     with Trainer.resume(tmp_path / "killed") as resumed:
         assert resumed.summary()["iteration"] == 0
         resumed.fit(STEPS)
