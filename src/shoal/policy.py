@@ -177,18 +177,6 @@ def _size(space: spaces.Space, obs: Any, name: str) -> int:
     return shape[0]
 
 
-def _options(space: spaces.Space) -> Any:
-    """How many values each entry of a discrete space can have, from `spaces.zeros` on; None for others."""
-    match space:
-        case spaces.Discrete():
-            return space.n
-        case spaces.MultiDiscrete():
-            return np.asarray(space.nvec)
-        case spaces.MultiBinary():
-            return 2
-    return None
-
-
 def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> Any:
     if isinstance(space, spaces.Dict):
         missing = [k for k, _ in space.spaces if not isinstance(obs, Mapping) or k not in obs]
@@ -221,9 +209,8 @@ def _cast(space: spaces.Space, obs: Any, batch: tuple[int, ...], name: str) -> A
         )
     cast = array.astype(like.dtype)
     beyond = cast != array
-    options = _options(space)
-    if options is not None:
-        beyond = beyond | (cast < like) | (cast - like >= options)
+    if not isinstance(space, spaces.Box):
+        beyond = beyond | spaces.beyond(space, cast)
     if beyond.any():
         raise ShoalError(f"an observation of {name} is {array[beyond].flat[0]}, which is not in {space}")
     return cast

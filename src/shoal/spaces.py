@@ -157,6 +157,12 @@ def zeros(space: Space, batch: tuple[int, ...] = ()) -> Any:
             return {name: zeros(s, batch) for name, s in space.spaces}
 
 
+def beyond(space: Space, array: np.ndarray) -> np.ndarray:
+    """Which entries [..., *shape] of whole numbers a Discrete, MultiDiscrete or MultiBinary space has not."""
+    least = zeros(space)
+    return (array < least) | (array >= least + np.reshape(choices(space), least.shape))
+
+
 def choices(space: Space) -> tuple[int, ...]:
     """How many options each choice of a maskable action space has. Raises ShoalError for other spaces."""
     match space:

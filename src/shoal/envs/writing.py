@@ -52,22 +52,12 @@ def whole(space: spaces.Space) -> Callable[[Any], Any]:
     dtype = spaces.zeros(space).dtype
     if dtype.kind == "f":
         return lambda value: value
-    match space:
-        case spaces.MultiDiscrete():
-            low = np.asarray(space.start or 0)
-            high = low + np.asarray(space.nvec) - 1
-        case spaces.MultiBinary():
-            low, high = np.asarray(0), np.asarray(1)
-        case spaces.Discrete():
-            low, high = np.asarray(space.start), np.asarray(space.start + space.n - 1)
-        case _:
-            low = high = None
 
     def take(value: Any) -> np.ndarray:
         array = np.asarray(value)
         if array.dtype != dtype and (array.dtype.kind not in "biu" or (array.astype(dtype) != array).any()):
             raise ValueError(f"{array.dtype} holds what {dtype} cannot")
-        if low is not None and ((array < low) | (array > high)).any():
+        if not isinstance(space, spaces.Box) and spaces.beyond(space, array).any():
             raise ValueError(f"{array} is not in {space}")
         return array
 
