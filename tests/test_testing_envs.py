@@ -139,6 +139,11 @@ class MasksAll(Walk):
         return *rest, {"action_mask": np.zeros(2, np.int8)}
 
 
+class MaskOfCounts(Walk):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0], {"action_mask": np.array([3, 1])}
+
+
 GYMNASIUM_FAULTS: dict[Any, str] = {
     WrongDtype: "WrongDtype: the observation of reset has dtype float64, its space says float32",
     WrongShape: r"the observation of step 1 has shape \(1,\), its space says \(2,\)",
@@ -153,6 +158,7 @@ GYMNASIUM_FAULTS: dict[Any, str] = {
     IgnoresItsSeed: "reset with the same seed play differently",
     NoSuchState: r"the observation of step 3 leaves its space: .*3.* is not in Discrete\(3\)",
     MasksAll: "allows no",
+    MaskOfCounts: "MaskOfCounts: no action can be sampled with the mask before step 1",
 }
 
 

@@ -203,6 +203,26 @@ def test_a_mask_that_only_steps_show_is_refused():
             group.step(np.zeros(1, int))
 
 
+@pytest.mark.parametrize(
+    ("action", "mask", "said"),
+    [
+        (gs.Discrete(3), np.array([0.0, -np.inf, 0.0]), "a mask is of 0 and 1, not -inf"),
+        (gs.Discrete(3), [1, 1, 2], "a mask is of 0 and 1, not 2"),
+        (gs.Discrete(3), np.ones(2), "cannot reshape"),
+        (gs.MultiDiscrete([2, 1]), (np.array([1, 7]), np.ones(1)), "a mask is of 0 and 1, not 7"),
+        (gs.MultiBinary(2), np.array([0, 3]), "a mask of MultiBinary actions is of 0, 1 and 2, not 3"),
+    ],
+)
+def test_what_is_no_mask_is_refused(action, mask, said):
+    with pytest.raises(ShoalError, match=f"MaskInInfo.*what reset gave cannot be taken.*{said}"):
+        group_of(MaskInInfo, env_kwargs={"action": action, "mask": mask}).current()
+
+
+def test_a_mask_may_be_of_floats():
+    group = group_of(MaskInInfo, 1, env_kwargs={"action": gs.Discrete(3), "mask": [0.0, 1.0, 1.0]})
+    assert group.current().obs.mask.tolist() == [[False, True, True]]
+
+
 def test_masks_are_not_for_boxes():
     with pytest.raises(ShoalError, match="masks are for Discrete"):
         resolve(MaskInInfo, env_kwargs={"action": FLOAT, "mask": np.ones(2)})
@@ -275,6 +295,7 @@ IMAGE = gs.Box(0, 255, (2, 2, 1), np.uint8)
         (IMAGE, np.full((2, 2, 1), 300), "leaves its space: 300 at index"),
         (gs.Box(0, 9, (), np.int32), 1.5, "has dtype float64, its space says int32"),
         (FLOAT, np.zeros(3), r"has shape \(3,\), its space says \(2,\)"),
+        (IMAGE, np.full((1,), 3), r"has shape \(1,\), its space says \(2, 2, 1\)"),
         (FLOAT, np.array(["a", "b"]), "has dtype <U1, its space says float64"),
     ],
 )

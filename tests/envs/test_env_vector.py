@@ -93,7 +93,10 @@ class Shaky(VectorEnv):
             "name": "x",
             "all": np.arange(self.num_envs),
         }
-        return shown, np.ones(self.num_envs), no, no, info
+        if self.how == "row":
+            shown = shown[0]
+        reward = np.ones((self.num_envs, 1) if self.how == "column" else self.num_envs)
+        return shown, reward, False if self.how == "flag" else no, no, info
 
 
 @pytest.fixture
@@ -115,6 +118,9 @@ def test_numbers_in_info_are_means_over_the_rows_that_have_them(shaky):
         ("raise", "raised OSError: gone in step"),
         ("nan", "not finite"),
         ("half", "showed what its observation space cannot hold"),
+        ("row", r"showed an observation of shape \(1,\), not \(3, 1\)"),
+        ("column", r"showed a reward of shape \(3, 1\), not \(3,\)"),
+        ("flag", r"showed terminated of shape \(\), not \(3,\)"),
     ],
 )
 def test_trouble_is_named(shaky, how, said):

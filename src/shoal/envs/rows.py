@@ -234,10 +234,16 @@ def _splitter(space: Any, shape: tuple[int, ...], dtype: np.dtype) -> Callable[[
         return lambda leaves: [numbers[k] for k in leaves[0].tolist()]
     if not shape:
         return lambda leaves: [np.array(row, dtype) for row in leaves[0]]
-    if dtype.kind == "f" and dtype != np.float32:
+    return lambda leaves: list(sent(space, leaves[0]))
+
+
+def sent(space: Any, actions: Any) -> np.ndarray:
+    """Actions [B, ...] as environments of this Gymnasium space are sent them, sharing no memory."""
+    array = np.array(actions, space.dtype)
+    if array.dtype.kind == "f" and array.dtype != np.float32:
         # A float32 bound may lie outside the float64 bound that it rounds.
-        return lambda leaves: list(np.clip(leaves[0].astype(dtype), space.low, space.high))
-    return lambda leaves: list(np.array(leaves[0], dtype))
+        np.clip(array, space.low, space.high, out=array)
+    return array
 
 
 def compact_dtype(space: Any) -> np.dtype:

@@ -18,10 +18,10 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from shoal.envs.errors import EnvError
+from shoal.envs.errors import EnvError, told
 from shoal.envs.journal import Journal
 from shoal.envs.means import Means
-from shoal.envs.rows import MASK, compact_dtype, convert_space, memory_of
+from shoal.envs.rows import MASK, compact_dtype, convert_space, memory_of, sent
 from shoal.envs.writing import whole
 from shoal.errors import ShoalError
 from shoal.keys import seed_for
@@ -82,9 +82,8 @@ class VectorGroup:
         self.lost = 0
         self._spec, self._group, self._seed = spec, group, seed
         self._env = maker(size)
-        self._dtype = self._env.action_space.dtype
-        shape = self._env.single_action_space.shape
-        self._journal = Journal(size, [(shape, compact_dtype(self._env.single_action_space))])
+        self._action = self._env.single_action_space
+        self._journal = Journal(size, [(self._action.shape, compact_dtype(self._action))])
         self._obs = zeros(spec.observation, (size,))
         self._taken = whole(spec.observation)
         self._reward = np.zeros(size, np.float32)
@@ -110,16 +109,17 @@ class VectorGroup:
             observation, _ = self._env.reset(seed=seed_for(self._seed, "env", self._group, "vector", number))
         except Exception as error:
             raise self._failure("reset", error) from error
-        self._show(observation, 0.0, False, False, True)
+        none = np.zeros(self.size, bool)
+        self._show(observation, np.zeros(self.size), none, none, True)
 
     def step(self, action: Any) -> Step:
         """One row on; rows whose episode ended are reset by the environment, their action ignored."""
         if self._restarts < 0:
             self.current()
-        sent = np.array(action, self._dtype)
-        self._journal.record([sent])
+        actions = sent(self._action, action)
+        self._journal.record([actions])
         try:
-            observation, reward, terminated, truncated, info = self._env.step(sent)
+            observation, reward, terminated, truncated, info = self._env.step(actions)
         except Exception as error:
             raise self._failure("step", error) from error
         self._show(observation, reward, terminated, truncated, self._done)
@@ -130,6 +130,15 @@ class VectorGroup:
         return self._row
 
     def _show(self, observation: Any, reward: Any, terminated: Any, truncated: Any, first: Any) -> None:
+        # NumPy would spread one number, or one row, over all of them.
+        for given, what, wanted in (
+            (observation, "an observation", self._obs.shape),
+            (reward, "a reward", (self.size,)),
+            (terminated, "terminated", (self.size,)),
+            (truncated, "truncated", (self.size,)),
+        ):
+            if np.shape(given) != wanted:
+                raise EnvError(f"{self._name()} showed {what} of shape {np.shape(given)}, not {wanted}")
         try:
             self._obs[...] = self._taken(observation)
         except ValueError as error:
@@ -147,7 +156,7 @@ class VectorGroup:
         return f"{self._spec.id} (group {self._group}, all {self.size} rows, step {self._journal.end})"
 
     def _failure(self, doing: str, error: Exception) -> EnvError:
-        return EnvError(f"{self._name()} raised {type(error).__name__}: {error} in {doing}")
+        return EnvError(f"{self._name()} raised {told(error)} in {doing}")
 
     def info(self) -> Mapping[str, float]:
         """Means of the numeric arrays in `info` since the last call."""
@@ -168,10 +177,10 @@ class VectorGroup:
         """Rebuild by replay; where it comes out different, warn and seed the whole group anew."""
         journal = Journal(self.size, [(log.shape[2:], log.dtype) for log in self._journal.logs])
         journal.load(saved["journal"])
-        sent = journal.everything()[0]
+        played = journal.everything()[0]
         self.lost = int(saved["lost"])
         self._restart(int(saved["restarts"]))
-        for action in sent:
+        for action in played:
             self.step(action)
         self._means = Means(self._spec)
         if self._hash != int(saved["hash"]):

@@ -29,7 +29,10 @@ def writer(space: spaces.Space, array: Any) -> Write:
     views = list(array)
 
     def write(i: int, value: Any) -> None:
-        views[i][...] = taken(value)
+        given = np.asarray(taken(value))
+        if given.shape != array.shape[1:]:  # NumPy would spread one number over all
+            raise ValueError(f"shape {given.shape}, not {array.shape[1:]}")
+        views[i][...] = given
 
     return write
 
@@ -81,20 +84,30 @@ def together(parts: Sequence[Write]) -> Write:
 
 def mask_writer(action: Any, array: np.ndarray) -> Write:
     """Writes Gymnasium's forms of a mask: int8 or bool [n]; a tuple of them for MultiDiscrete; 0 (must not be
-    set), 1 (must be) or 2 (free) for MultiBinary."""
+    set), 1 (must be) or 2 (free) for MultiBinary. Another number is a ValueError: a penalty for logits (0:
+    allowed, -inf: not) means the contrary of a mask."""
     views = list(array)
+    binary = isinstance(action, gym_spaces.MultiBinary)
+    shape = array.shape[1:]
 
     def write(i: int, mask: Any) -> None:
+        view = views[i]
         if mask is None:
-            views[i][...] = True
-        elif isinstance(action, gym_spaces.MultiBinary):
+            view[...] = True
+        elif binary:
             free = np.asarray(mask).reshape(-1)
-            views[i][0::2] = free != 1
-            views[i][1::2] = free != 0
+            view[0::2] = free != 1
+            view[1::2] = free != 0
+            odd = view[0::2] & view[1::2] & (free != 2)
+            if odd.any():
+                raise ValueError(f"a mask of MultiBinary actions is of 0, 1 and 2, not {free[odd][0]}")
         else:
             flat = (
                 np.concatenate([np.reshape(m, -1) for m in mask]) if isinstance(mask, tuple | list) else mask
             )
-            views[i][...] = np.reshape(np.asarray(flat), array.shape[1:]) != 0
+            given = np.reshape(np.asarray(flat), shape)
+            np.not_equal(given, 0, out=view)
+            if (view != given).any():
+                raise ValueError(f"a mask is of 0 and 1, not {given[view != given][0]}")
 
     return write

@@ -181,7 +181,12 @@ def _episode(env: Any, seed: int, steps: int, name: str) -> _Episode:
     check_observation(env.observation_space, obs, f"{name}: the observation of reset")
     episode = _Episode([_features(env.observation_space, obs)], [])
     for t in range(steps):
-        action = _action(env.action_space, obs, info)
+        try:
+            action = _action(env.action_space, obs, info)
+        except Exception as error:
+            raise ShoalError(
+                f"{name}: no action can be sampled with the mask before step {t + 1}: {told(error)}"
+            ) from error
         result = _guarded(lambda action=action: env.step(action), f"{name}: step {t + 1}")
         check_step(result, name, f"step {t + 1}")
         obs, reward, terminated, truncated, info = result
