@@ -8,8 +8,9 @@ import math
 import pytest
 from rich.console import Console
 
-from shoal import display
-from shoal.display import Display, Goal
+from shoal import display, figures
+from shoal.display import Display
+from shoal.figures import Goal
 
 
 def row(steps: int, seconds: float, mean: float = math.nan, **more: float) -> dict[str, float]:
@@ -35,57 +36,57 @@ def text_of(renderable: object, width: int = 100, ascii_only: bool = False) -> s
 class TestFigures:
     def test_fraction_is_the_nearest_limit(self) -> None:
         history = [row(250, 9.0)]
-        assert display.fraction(history, Goal(steps=1000)) == 0.25
-        assert display.fraction(history, Goal(steps=1000, seconds=10)) == 0.9
-        assert display.fraction(history, Goal(steps=100)) == 1.0
-        assert display.fraction(history, Goal(target_return=5)) is None
-        assert display.fraction([], Goal(steps=100)) == 0.0
+        assert figures.fraction(history, Goal(steps=1000)) == 0.25
+        assert figures.fraction(history, Goal(steps=1000, seconds=10)) == 0.9
+        assert figures.fraction(history, Goal(steps=100)) == 1.0
+        assert figures.fraction(history, Goal(target_return=5)) is None
+        assert figures.fraction([], Goal(steps=100)) == 0.0
 
     def test_speed_is_taken_from_the_recent_rows(self) -> None:
         slow = [row(100 * i, 10.0 * i) for i in range(5)]
-        fast = [row(500 + 100 * i, 50.0 + i) for i in range(display.RECENT)]
-        assert display.steps_per_second([*slow, *fast]) == pytest.approx(100.0)
-        assert display.steps_per_second(slow[:1]) == 77.0  # one row has no difference: its own figure
-        assert math.isnan(display.steps_per_second([]))
+        fast = [row(500 + 100 * i, 50.0 + i) for i in range(figures.RECENT)]
+        assert figures.steps_per_second([*slow, *fast]) == pytest.approx(100.0)
+        assert figures.steps_per_second(slow[:1]) == 77.0  # one row has no difference: its own figure
+        assert math.isnan(figures.steps_per_second([]))
 
     def test_time_left(self) -> None:
         history = [row(0, 0.0), row(100, 2.0)]
-        assert display.seconds_left(history, Goal(steps=600)) == pytest.approx(10.0)
-        assert display.seconds_left(history, Goal(steps=600, seconds=5)) == pytest.approx(3.0)
-        assert display.seconds_left(history, Goal(target_return=1.0)) is None
+        assert figures.seconds_left(history, Goal(steps=600)) == pytest.approx(10.0)
+        assert figures.seconds_left(history, Goal(steps=600, seconds=5)) == pytest.approx(3.0)
+        assert figures.seconds_left(history, Goal(target_return=1.0)) is None
 
     def test_shares_add_up_and_name_the_rest(self) -> None:
         history = [row(100 * i, 10.0 * i, env=4.0, act=2.0, learn=3.0) for i in range(1, 4)]
-        found = display.shares(history)
+        found = figures.shares(history)
         assert found == pytest.approx({"env": 0.4, "act": 0.2, "learn": 0.3, "other": 0.1})
-        assert display.shares(history[:1]) == pytest.approx({"env": 4 / 9, "act": 2 / 9, "learn": 3 / 9})
-        assert display.shares([row(1, 1.0, compiled=1.0)]) == {"compiled": 1.0}
-        assert display.shares([]) == {}
+        assert figures.shares(history[:1]) == pytest.approx({"env": 4 / 9, "act": 2 / 9, "learn": 3 / 9})
+        assert figures.shares([row(1, 1.0, compiled=1.0)]) == {"compiled": 1.0}
+        assert figures.shares([]) == {}
 
     def test_resample_means_and_gaps(self) -> None:
         points = [(0, 1.0), (1, 3.0), (2, math.nan), (9, 7.0), (10, 9.0)]
-        assert display.resample(points, 10) == [1.0, 3.0, 7.0, 9.0]
+        assert figures.resample(points, 10) == [1.0, 3.0, 7.0, 9.0]
         # Four points over three parts of [0, 10]: two in the first, none in the second.
-        assert display.resample(points, 3) == [2.0, 2.0, 8.0]
+        assert figures.resample(points, 3) == [2.0, 2.0, 8.0]
 
     def test_sparkline_spans_low_to_high(self) -> None:
-        assert display.sparkline([0.0, 5.0, 10.0], 0.0, 10.0) == "▁▅█"
-        assert display.sparkline([3.0, 3.0], 3.0, 3.0) == "▁▁"
-        assert display.sparkline([0.0, 10.0], 0.0, 10.0, ascii_only=True) == "_#"
+        assert figures.sparkline([0.0, 5.0, 10.0], 0.0, 10.0) == "▁▅█"
+        assert figures.sparkline([3.0, 3.0], 3.0, 3.0) == "▁▁"
+        assert figures.sparkline([0.0, 10.0], 0.0, 10.0, ascii_only=True) == "_#"
 
     @pytest.mark.parametrize(
         ("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (7384, "2:03:04"), (None, "?"), (math.inf, "?")]
     )
     def test_duration(self, seconds: float | None, text: str) -> None:
-        assert display.duration(seconds) == text
+        assert figures.duration(seconds) == text
 
     def test_thinning_keeps_the_ends_and_the_recent(self) -> None:
-        history = [row(i, float(i)) for i in range(display.KEPT + 1)]
-        kept = display.thin(list(history))
+        history = [row(i, float(i)) for i in range(figures.KEPT + 1)]
+        kept = figures.thin(list(history))
         assert len(kept) < 0.6 * len(history)
         assert kept[0] == history[0]
-        assert kept[-display.RECENT :] == history[-display.RECENT :]
-        assert display.thin(history[:10]) == history[:10]
+        assert kept[-figures.RECENT :] == history[-figures.RECENT :]
+        assert figures.thin(history[:10]) == history[:10]
 
 
 class TestPanel:
@@ -100,20 +101,20 @@ class TestPanel:
             assert part in shown, part
 
     def test_a_row_for_each_role(self) -> None:
-        figures = {
+        parts = {
             "runners": 2,
             "runners_idle": 0.25,
             "restarts": 3,
             "moves": 0,
             "fragments_per_second": 12.3,
         }
-        last = row(200, 2.0, 1.0, collect=0.75, learn=0.25, **figures)
+        last = row(200, 2.0, 1.0, collect=0.75, learn=0.25, **parts)
         shown = text_of(display.panel([row(100, 1.0, 1.0), last], Goal(steps=1000), "t", ascii_only=True))
         assert "runners" in shown and "2 alive  12.3 fragments/s  idle 25%  restarts 3" in shown
         assert "moves" not in shown and "shards" not in shown
         assert "collect 75%" in shown and "#" * 24 + "-" * 8 in shown
-        assert "runners 2 (restarts 3)" in display.line([last], Goal())
-        assert "runners" not in display.line([row(100, 1.0)], Goal())
+        assert "runners 2 (restarts 3)" in figures.line([last], Goal())
+        assert "runners" not in figures.line([row(100, 1.0)], Goal())
 
     def test_before_the_first_result(self) -> None:
         assert "compiling" in text_of(display.panel([], Goal(steps=10), "t"))
@@ -213,4 +214,4 @@ class TestDisplay:
         with shown:
             for i in range(1, 5000):
                 shown.update(row(i, float(i), 1.0))
-        assert len(shown._history) <= display.KEPT
+        assert len(shown._history) <= figures.KEPT

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from shoal.display import quantity
+from shoal.figures import quantity
 
 _COLUMNS = ("run", "algorithm", "env", "seed", "steps", "return", "state")
 

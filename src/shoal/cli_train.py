@@ -14,8 +14,9 @@ from shoal import algorithms, cli_cluster
 from shoal.cli_list import read_json
 from shoal.cli_options import RESUME, TRAIN, OnCluster, OnServer, Run, Stopping
 from shoal.cli_parsing import key_values, parse
-from shoal.display import Display, Goal, Row, duration, number, quantity
+from shoal.display import Display
 from shoal.errors import ShoalError
+from shoal.figures import Goal, Row, duration, number, quantity
 from shoal.mesh import parsed
 from shoal.rundir import RunDir
 from shoal.signals import INTERRUPTED, Signals

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from replay_histories import History, history, layout
 
 from shoal.errors import ShoalError
+from shoal.execution.cluster.draws import Draw, divided
 from shoal.execution.cluster.shard_fleet import InlineShards, InputLost, ShardLost
-from shoal.execution.cluster.shard_pool import Draw, ShardPool, divided
+from shoal.execution.cluster.shard_pool import ShardPool
 from shoal.execution.cluster.shards import Found, Shard, Stored, Wanted
 from shoal.keys import key_for
 from shoal.replay import Layout

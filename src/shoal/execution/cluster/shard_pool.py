@@ -16,13 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from shoal.errors import ShoalError
+from shoal.execution.cluster.draws import Draw, divided
 from shoal.execution.cluster.shard_fleet import InputLost, ShardFleet, ShardLost
 from shoal.execution.cluster.shards import Drawn, Found, Stock, Wanted
-from shoal.keys import fold, uniform
 from shoal.types import Array, Key
 
 START_SECONDS = 120.0  # until a shard must be ready, or have loaded or saved a ring
@@ -70,26 +69,6 @@ class _Shard:
     rankings: Any = field(default_factory=dict)  # the last that it told
     unranked: int = 0
     found: list[Found] = field(default_factory=list)
-
-
-@dataclass
-class Draw:
-    """K minibatches from all shards. parts: of each shard that was asked, None until it answers."""
-
-    counts: dict[int, dict[int, int]]
-    lives: dict[int, int]
-    parts: dict[int, Drawn | None]
-
-    @property
-    def whole(self) -> bool:
-        return all(part is not None for part in self.parts.values())
-
-    def minibatches(self) -> Any:
-        """Transitions or Sequences, leaves [K, N, ...]: shards side by side in order."""
-        parts = [part.minibatches for part in self.parts.values() if part is not None]
-        if len(parts) == 1:
-            return parts[0]
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *parts)
 
 
 class Settled(NamedTuple):
@@ -382,16 +361,3 @@ class ShardPool:
         ready = (shard for shard in self._shards.values() if shard.ready)
         found = {g: stock for shard in ready for g, stock in shard.stocks.items()}
         return dict(sorted(found.items()))
-
-
-def divided(key: Key, mass: np.ndarray, n: int) -> np.ndarray:
-    """How many of n draws each part gets, in proportion to mass [G] (not negative, not all 0): int64 [G].
-
-    One point is drawn in each of n equal stretches of the sum, so that a part's count is its expected one
-    rounded up or down, more or less, and that on average exactly.
-    """
-    points = (np.arange(n) + np.asarray(uniform(fold(key, 0xD1CE), n), np.float64)) / n
-    bounds = np.cumsum(np.asarray(mass, np.float64))
-    part = np.searchsorted(bounds / bounds[-1], points, side="right")
-    last = int(np.flatnonzero(mass)[-1])
-    return np.bincount(np.minimum(part, last), minlength=len(mass))

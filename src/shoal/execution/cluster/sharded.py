@@ -28,11 +28,12 @@ from shoal.checkpoint import restore
 from shoal.errors import ShoalError
 from shoal.execution import Fragment, Iteration
 from shoal.execution.cluster import parcels
+from shoal.execution.cluster.draws import Draw
 from shoal.execution.cluster.flow import Flow
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.pool import Pool
 from shoal.execution.cluster.shard_fleet import InlineShards, RayShards
-from shoal.execution.cluster.shard_pool import Draw, ShardPool
+from shoal.execution.cluster.shard_pool import ShardPool
 from shoal.execution.cluster.shards import Shard
 from shoal.execution.cluster.synchronous import WAIT_SECONDS
 from shoal.execution.host import mean_info

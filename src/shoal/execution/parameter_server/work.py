@@ -16,9 +16,9 @@ from shoal import replay
 from shoal.checkpoint import restore
 from shoal.errors import ShoalError
 from shoal.execution import Fragment
+from shoal.execution.cluster.draws import Draw
 from shoal.execution.cluster.orders import Delivery
 from shoal.execution.cluster.parcels import Seen, form_of, view
-from shoal.execution.cluster.shard_pool import Draw
 from shoal.execution.cluster.sharded import shards_of
 from shoal.execution.learning import LearnKeys, learning_of
 from shoal.execution.parameter_server.learner import minibatches_of
