@@ -497,6 +497,12 @@ class LinenNorm(nn.Module):
         return nn.BatchNorm(use_running_average=True)(x)
 
 
+class LinenNoise(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dropout(0.5, deterministic=False)(nn.Dense(8)(x))
+
+
 class NnxTorso(nnx.Module):
     def __init__(self, inputs: int, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List([nnx.Linear(inputs, 8, rngs=rngs), nnx.Linear(8, 5, rngs=rngs)])
@@ -580,6 +586,12 @@ def test_modules_with_state_beside_parameters_are_refused() -> None:
         from_linen(LinenNorm())(FLAT)
     with pytest.raises(ShoalError, match="RngKey"):
         from_nnx(lambda space, rngs: NnxNoise(4, rngs))(FLAT)
+    with pytest.raises(ShoalError, match="LinenNoise cannot be called with observations alone, here of Box"):
+        from_linen(LinenNoise())(FLAT)
+    for layer in (lambda key: eqx.nn.Dropout(0.5), lambda key: eqx.nn.BatchNorm(4, "batch", mode="ema")):
+        with pytest.raises(ShoalError, match="cannot be called with observations alone") as caught:
+            from_equinox(lambda space, key, layer=layer: layer(key))(FLAT)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_float_in_an_equinox_module_stays_constant() -> None:

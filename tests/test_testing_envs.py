@@ -139,6 +139,17 @@ class MasksAll(Walk):
         return *rest, {"action_mask": np.zeros(2, np.int8)}
 
 
+class NothingLeft(Walk):
+    """Forbids all where the episode has ended, as games do."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0], {"action_mask": np.ones(2, np.int8)}
+
+    def step(self, action: Any) -> Any:
+        *rest, _ = super().step(action)
+        return *rest, {"action_mask": np.full(2, not (rest[2] or rest[3]), np.int8)}
+
+
 class MaskOfCounts(Walk):
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return super().reset(seed=seed)[0], {"action_mask": np.array([3, 1])}
@@ -174,6 +185,7 @@ def test_check_env_finds(env: Any) -> None:
 def test_check_env_tells_which_journal_is_needed() -> None:
     assert check_env(Walk).journal == "journal"
     assert check_env(Remembers).journal == "fresh"
+    assert check_env(NothingLeft).spec.masked
     report = check_env(Walk, time_limit=4)
     assert report.spec.max_episode_steps == 4
     assert "step does not reset by itself" in str(report)

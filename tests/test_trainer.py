@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from shoal import A2C, DQN, PPO, Compiled, Local, Policy, Result, ShoalError, Trainer, checkpoint
+from shoal.config import algorithm_from_json, algorithm_to_json
 from shoal.counters import value
 from shoal.rundir import RunDir
 from shoal.types import Agent, EnvSpec
@@ -287,6 +288,16 @@ def test_code_must_be_given_again(tmp_path: Path) -> None:
             assert again.fingerprint() == trainer.fingerprint()
     with pytest.raises(ShoalError, match="the environment is not the one of this run"):
         Trainer.restore(place, env="Acrobot-v1", algorithm=Custom())
+    assert isinstance(Policy.load(place, algorithm=Custom()), Policy)
+    with pytest.raises(ShoalError, match=r"algorithm= has scale=2.0, and this run scale=1.0"):
+        Policy.load(place, algorithm=Custom(scale=2.0))
+
+
+def test_an_algorithm_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = algorithm_to_json(Custom())
+    monkeypatch.delattr(sys.modules[Custom.__module__], "Custom")
+    with pytest.raises(ShoalError, match=r"cannot import the algorithm '.*:Custom'"):
+        algorithm_from_json(recorded, trust_imports=True)
 
 
 class Slow(gym.Wrapper):
@@ -398,7 +409,16 @@ def test_a_loop_of_train_is_kept(tmp_path: Path) -> None:
         assert trainer.train()["iteration"] == 5
 
 
-def test_checkpoints_that_take_long_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "when"),  # the last when the Trainer is closed
+    [
+        (4.0, [4.0, 8.25, 12.5, 16.75, 36.75, 44.75]),
+        (0.0, [1.0, 4.25, 7.5, 10.75, 14.0, 17.25, 37.25, 45.25]),
+    ],
+)
+def test_checkpoints_that_take_long_are_rarer(
+    seconds: float, when: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now, took, saved = 0.0, 0.25, list[float]()
     save = RunDir.save_checkpoint
 
@@ -410,12 +430,12 @@ def test_checkpoints_that_take_long_are_rarer(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(RunDir, "save_checkpoint", slow)
     monkeypatch.setattr("shoal.recorder.time", SimpleNamespace(monotonic=lambda: now, time=lambda: 0.0))
-    with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "run", checkpoint_seconds=4.0) as trainer:
+    with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "run", checkpoint_seconds=seconds) as trainer:
         for _ in range(40):
             now += 1.0
             trainer.train()
             took = 0.25 if now < 15 else 2.0  # of which 9 are more than 4
-    assert saved == [4.0, 8.25, 12.5, 16.75, 36.75, 44.75]  # the last when the Trainer is closed
+    assert saved == when
 
 
 class Poison(gym.Wrapper):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, told
 from shoal.layers import Network, NetworkFn, feedforward
 from shoal.spaces import Space, zeros
 from shoal.types import Key, Params
@@ -40,7 +40,7 @@ def from_linen(module: linen.Module) -> NetworkFn:
         PPO(network=from_linen(Torso()))
 
     Raises ShoalError if the module has collections beside "params" (batch statistics, say), which no
-    gradient would change.
+    gradient would change, or cannot be called with observations alone (it draws).
     """
     from flax.core import meta
 
@@ -50,13 +50,14 @@ def from_linen(module: linen.Module) -> NetworkFn:
         def variables(key: Key) -> Any:
             return meta.unbox(module.init(_prng(key), example))
 
-        others = set(jax.eval_shape(variables, _KEY)) - {"params"}
-        if others:
-            raise _has_state(type(module).__name__, sorted(others))
-
         def apply(params: Params, x: Any) -> Any:
             return module.apply({"params": params}, x)
 
+        name = type(module).__name__
+        found = _tried(name, space, variables, _KEY)
+        if others := set(found) - {"params"}:
+            raise _has_state(name, sorted(others))
+        _tried(name, space, apply, found.get("params", {}), example)
         return feedforward(lambda key: _plain(variables(key).get("params", {})), apply)
 
     return build
@@ -108,7 +109,8 @@ def from_equinox(make: Callable[[Space, jax.Array], Callable[..., Any]]) -> Netw
         PPO(network=from_equinox(lambda space, key: eqx.nn.MLP(space.shape[0], 64, 64, 2, key=key)))
 
     The module is written for a single sample, as Equinox has it, and is vmapped over the rows. Its
-    floating-point arrays are the parameters; all else in it stays constant.
+    floating-point arrays are the parameters; all else in it stays constant. Raises ShoalError if it cannot
+    be called with an observation alone (it draws, or keeps a state).
     """
     import equinox as eqx
 
@@ -130,6 +132,8 @@ def from_equinox(make: Callable[[Space, jax.Array], Callable[..., Any]]) -> Netw
             module = eqx.combine(jax.tree.unflatten(structure, _leaves(paths, params)), constant)
             return jax.vmap(module)(x)
 
+        params = _nested(paths, jax.tree.leaves(arrays))
+        _tried("the Equinox module", space, apply, params, zeros(space, (1,)))
         return feedforward(lambda key: _nested(paths, jax.tree.leaves(parameters(key))), apply)
 
     return build
@@ -141,6 +145,17 @@ _KEY = np.zeros(2, np.uint32)
 def _prng(key: Key) -> jax.Array:
     """A key of `jax.random`."""
     return jax.random.wrap_key_data(jnp.asarray(key), impl="threefry2x32")
+
+
+def _tried(module: str, space: Space, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The shapes of what `function` gives; what it raises, in one line."""
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:
+        raise ShoalError(
+            f"{module} cannot be called with observations alone, here of {space}: {told(error)} (layers that "
+            "draw, or keep a state, cannot be used)"
+        ) from error
 
 
 def _has_state(module: str, kinds: list[str]) -> ShoalError:

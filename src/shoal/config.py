@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import platform
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import shoal
 from shoal import algorithms, mesh, spaces
 from shoal.envs import Source
+from shoal.envs.names import as_tuples, import_name
 from shoal.errors import ShoalError
 from shoal.execution import Executor
 from shoal.execution.cluster import Cluster
@@ -63,15 +63,27 @@ def algorithm_from_json(
     if ":" not in name:
         cls = algorithms.load(name)
     elif trust_imports:
-        module, _, attribute = name.partition(":")
-        cls = getattr(importlib.import_module(module), attribute)
+        cls = import_name(name, "algorithm")
     else:
         raise ShoalError(
             f"this run's algorithm is {name}: pass algorithm= again, or trust_imports=True (--trust-imports) "
             "to let it be imported"
         )
-    fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    return cls(**fixed)
+    return cls(**{name: as_tuples(value) for name, value in settings.items()})
+
+
+def check_settings(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Raise ShoalError where an algorithm that was given anew is not the one that was recorded."""
+    now = json.loads(json.dumps(now))  # as what is recorded has been
+    if now["name"] != recorded["name"]:
+        raise ShoalError(f"this run is of {recorded['name']}, and algorithm= is {now['name']}")
+    was, given = recorded["settings"], now["settings"]
+    if differing := [name for name in was if given.get(name) != was[name]]:
+        here, there = (", ".join(f"{n}={x.get(n)}" for n in differing) for x in (given, was))
+        raise ShoalError(
+            f"algorithm= has {here}, and this run {there}: leave that as it was, or begin another run from "
+            "here with warm_start="
+        )
 
 
 def executor_to_json(on: Any) -> dict[str, Any]:

@@ -18,3 +18,8 @@ def did_you_mean(word: str, candidates: Iterable[str], close: float = 0.5) -> st
     if not near:
         near = [n for n in names if n.lower() == word.lower()]
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line: its type and its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

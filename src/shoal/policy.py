@@ -105,12 +105,15 @@ class Policy:
         """A policy saved by `Policy.save`, or the acting part of a training checkpoint, or of a run
         directory's last one (or its best one).
 
-        algorithm: must be given again where it held functions of yours (`network=`).
+        algorithm: must be given again where it held functions of yours (`network=`), its settings as they
+        were.
         """
-        from shoal.config import agent_of, spec_from_json
+        from shoal.config import agent_of, algorithm_to_json, check_settings, spec_from_json
 
         loaded = newest(path, best=best)
         config = loaded.info["config"]
+        if algorithm is not None:
+            check_settings(algorithm_to_json(algorithm), config["algorithm"])
         spec = spec_from_json(config["spec"])
         agent = agent_of(config, spec, algorithm=algorithm, trust_imports=trust_imports)
         state = jax.eval_shape(agent.init, key_for(0, "init"))

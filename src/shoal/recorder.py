@@ -100,4 +100,4 @@ class Recorder:
         if every and env_steps // every > self._saved_steps // every:
             return True
         wait = max(seconds or 0.0, _WAIT * self._saving_took)
-        return bool(seconds) and time.monotonic() - self._saved_moment >= wait
+        return seconds is not None and time.monotonic() - self._saved_moment >= wait

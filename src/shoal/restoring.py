@@ -15,6 +15,7 @@ from shoal import checkpoint
 from shoal.config import (
     agent_of,
     algorithm_from_json,
+    check_settings,
     environment_of,
     executor_from_json,
     executor_to_json,
@@ -169,7 +170,7 @@ def _rebuilt(
     trainer = make(algorithm, on=on, **how, **{name: config[name] for name in _KEPT})
     try:
         _check_same(trainer.config["spec"], config["spec"])
-        _check_settings(trainer.config["algorithm"], config["algorithm"])
+        check_settings(trainer.config["algorithm"], config["algorithm"])
         trainer.config = dict(config) | {name: trainer.config[name] for name in ("threads", "on")}
         if loaded is not None:
             _stand(trainer, loaded)
@@ -256,20 +257,6 @@ def _check_unedited(recorded: Mapping[str, Any], saved: Mapping[str, Any], run_d
                 f"checkpoint {was.get(name, 'nothing')}: put it back, or begin another run from here with "
                 "warm_start="
             )
-
-
-def _check_settings(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
-    """Raise ShoalError where an algorithm that was given anew is not the one of this run."""
-    now = json.loads(json.dumps(now))  # as what is recorded has been
-    if now["name"] != recorded["name"]:
-        raise ShoalError(f"this run is of {recorded['name']}, and algorithm= is {now['name']}")
-    was, given = recorded["settings"], now["settings"]
-    if differing := [name for name in was if given.get(name) != was[name]]:
-        here, there = (", ".join(f"{n}={x.get(n)}" for n in differing) for x in (given, was))
-        raise ShoalError(
-            f"algorithm= has {here}, and this run {there}: leave that as it was, or begin another run from "
-            "here with warm_start="
-        )
 
 
 def _check_same(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

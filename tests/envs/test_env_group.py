@@ -184,9 +184,18 @@ def test_a_mask_in_info_is_on_every_row(action, mask, flat):
     group = source.make_group(0, 0, 2)
     group.current()
     still = np.zeros((2, *action.shape), np.int32)
-    for t in (1, 2, 3, 0, 1):  # the fourth row is a reset
+    for t in (1, 2, 3, 0, 1):  # nothing is sent after the third row, and the fourth is a reset
         shown = group.step(still).obs.mask
-        assert (shown == (np.array(flat, bool) if t % 2 == 0 else True)).all()
+        assert (shown == (np.array(flat, bool) if t < 3 else True)).all()
+
+
+@pytest.mark.parametrize(("until", "where"), [(0, "step 1"), (-1, "episode 0, step 0")])
+def test_a_row_without_its_mask_is_refused(until, where):
+    kwargs = {"action": gs.Discrete(2), "mask": np.array([0, 1], np.int8), "until": 2}
+    group = group_of(MaskInInfo, 1, env_kwargs=kwargs)
+    group.envs[0].until = until
+    with pytest.raises(ShoalError, match=rf"{where}\).*info holds no 'action_mask', which must be on"):
+        group.step(np.ones(1, int))
 
 
 def test_a_mask_that_only_steps_show_is_refused():

@@ -162,6 +162,13 @@ def test_a_time_limit_around_any_environment():
     assert np.diff(reset).max() <= 3 and not np.asarray(rows.terminated).all()
 
 
+def test_a_limit_of_its_own_stays():
+    limited = TimeLimited(Walk(), 5)
+    assert resolve(limited, time_limit=3).spec.max_episode_steps == 3
+    with pytest.raises(ShoalError, match="after 5 steps itself: time_limit=6 cannot change that"):
+        resolve(limited, time_limit=6)
+
+
 def test_a_state_that_changes_its_structure_is_refused():
     @dataclass(frozen=True)
     class Grows(Walk):

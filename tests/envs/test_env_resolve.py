@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces as gs
-from toy_envs import Doubled, Gives, Spaceless, Toy, Unseeded, long_toy
+from toy_envs import Doubled, Gives, Outer, Spaceless, Toy, Unseeded, long_toy
 
 from shoal.envs import CartPole, GridWorld, resolve
 from shoal.envs.gymnasium import GymnasiumGroup
@@ -29,6 +29,7 @@ def test_the_package_imports_neither_gymnasium_nor_jax():
         ("toy_envs:Toy", {}, "Toy", GymnasiumGroup),
         ("gymnasium.envs.classic_control:CartPole-v1", {}, "CartPole-v1", GymnasiumGroup),
         (Toy, {"env_kwargs": {"length": 4}}, "Toy", GymnasiumGroup),
+        (Outer.Inner, {}, "Inner", GymnasiumGroup),
         (long_toy, {"wrappers": [Doubled, "toy_envs:Doubled"]}, "long_toy", GymnasiumGroup),
         ("jax:CartPole-v1", {"time_limit": 9}, "jax:CartPole-v1", JaxGroup),
         ("jax:GridWorld", {"env_kwargs": {"size": 3}}, "jax:GridWorld", JaxGroup),
@@ -54,6 +55,14 @@ def test_what_is_named_is_found_and_can_be_written_down(env, how, id, kind):
 def test_shoals_own_are_written_down_by_their_ids():
     assert resolve(GridWorld(5, slip=0.1)).reference["env"] == "jax:GridWorld"
     assert resolve(GridWorld(5, slip=0.1)).reference["env_kwargs"]["slip"] == 0.1
+
+
+def test_tuples_stay_tuples_where_a_dataclass_is_written_down():
+    grid = GridWorld(3, walls=(1, 5))
+    reference = json.loads(json.dumps(resolve(grid).reference))
+    assert resolve(**reference).jax_env == grid and hash(resolve(**reference).jax_env) == hash(grid)
+    reference["env"] = "shoal.envs.gridworld:GridWorld"  # as one of the user's would be named
+    assert resolve(**reference).jax_env == grid
 
 
 def test_what_has_no_importable_name_has_no_reference():

@@ -62,14 +62,19 @@ class MaskInObservation(Toy):
 
 
 class MaskInInfo(Toy):
-    """A mask in `info` on even steps, none on odd ones."""
+    """A mask in `info` until step `until`; with 2 only an episode's last row has none."""
 
-    def __init__(self, action, mask):
+    def __init__(self, action, mask, until=2):
         super().__init__(action)
-        self.mask = mask
+        self.mask, self.until = mask, until
 
     def info(self):
-        return {"action_mask": self.mask} if self.t % 2 == 0 else {}
+        return {"action_mask": self.mask} if self.t <= self.until else {}
+
+
+class Outer:
+    class Inner(Toy):
+        """Has a name with a dot in it."""
 
 
 class Roles(Toy):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 from textbook import as_sparse
 
 from shoal.errors import ShoalError
@@ -66,6 +68,18 @@ def test_probabilities_that_nearly_sum_to_1(gamma: float) -> None:
     for found in (swept, solved):
         assert all(abs(Fraction(v) - true) <= Fraction(found.error_bound or 0.0) for v in found.value)
         assert found.error_bound is not None and found.error_bound <= 1e-8
+
+
+@pytest.mark.parametrize("junk", [(1.0, 0.0), (np.nan, -3.0)])
+@pytest.mark.parametrize("form", [np.array, lambda t: csr_array(t.reshape(4, 2))])
+def test_transitions_of_actions_that_are_not_allowed_mean_nothing(
+    junk: tuple[float, float], form: Any
+) -> None:
+    allowed = [[True, True], [True, False]]
+    transition = np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], junk]])
+    mdp = MDP.of(form(transition), [[1.0, 2.0], [0.0, 5.0]], gamma=1.0, allowed=allowed)
+    assert mdp.terminal.tolist() == [False, True]
+    assert value_iteration(mdp).value.tolist() == [2.0, 0.0]
 
 
 def test_rewards_of_actions_that_are_not_allowed_mean_nothing() -> None:

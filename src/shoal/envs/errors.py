@@ -11,8 +11,3 @@ class EnvError(ShoalError):
     The message names the environment's id, group, number in the group, episode and step; where the
     environment itself raised, `__cause__` is its own exception with its traceback.
     """
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line: its type and its message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

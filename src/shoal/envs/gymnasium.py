@@ -18,12 +18,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from shoal.envs.errors import EnvError, told
+from shoal.envs.errors import EnvError
 from shoal.envs.form import check_observation, check_reset, check_step
 from shoal.envs.journal import MODES, Journal, checksum
 from shoal.envs.means import Means
 from shoal.envs.rows import MASK, Rows, actions_of, layout_of
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, told
 from shoal.keys import seed_for
 from shoal.types import EnvSpec, Step
 
@@ -130,7 +130,7 @@ class GymnasiumGroup:
                 else:
                     write(i, observation)
                     if mask_in_info:
-                        self._rows.write_mask(i, info.get(MASK))
+                        self._write_mask(i, info, terminated or truncated or now >= deadline[i])
                     hashes[i] = checksum(hashes[i], reward, row_bytes[i])
             except Exception as error:
                 raise self._misfit(i, "step", shown, error) from error
@@ -162,7 +162,7 @@ class GymnasiumGroup:
             observation, info = shown
             self._rows.write(i, observation)
             if self._mask_in_info:
-                self._rows.write_mask(i, info.get(MASK))
+                self._write_mask(i, info, False)
         except Exception as error:
             raise self._misfit(i, "reset", shown, error) from error
         self._hash[i] = checksum(0, 0.0, self._rows.bytes[i])
@@ -170,6 +170,13 @@ class GymnasiumGroup:
         self._reward[i] = 0.0
         self._terminated[i] = False
         self._first[i] = self._flagged = True
+
+    def _write_mask(self, i: int, info: Mapping[str, Any], ends: bool) -> None:
+        """The mask in `info` to row i. The last row of an episode may lack it: nothing is sent after it."""
+        mask = info.get(MASK)
+        if mask is None and not ends:
+            raise ValueError(f"info holds no {MASK!r}, which must be on every row")
+        self._rows.write_mask(i, mask)
 
     def _check(self, total: float) -> None:
         """Raise EnvError where a reward or an observation is not finite."""
@@ -279,7 +286,7 @@ class GymnasiumGroup:
                 reward = float(reward)
                 self._rows.write(i, observation)
                 if self._mask_in_info:
-                    self._rows.write_mask(i, info.get(MASK))
+                    self._write_mask(i, info, terminated or truncated or k >= self._limit)
             except Exception as error:
                 return f"it raised {told(error)} in step {k}"
             self._hash[i] = checksum(self._hash[i], reward, self._rows.bytes[i])

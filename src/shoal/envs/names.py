@@ -25,6 +25,11 @@ def import_name(name: str, what: str) -> Any:
     return found
 
 
+def as_tuples(value: Any) -> Any:
+    """With a tuple for each list: fields of dataclasses, after JSON, which has no tuples."""
+    return tuple(as_tuples(part) for part in value) if isinstance(value, list | tuple) else value
+
+
 def reference_of(given: dict[str, Any]) -> dict[str, Any] | None:
     """The arguments of `resolve` as JSON-able data, or None where some name cannot be imported."""
     reference = {

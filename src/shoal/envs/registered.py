@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+from contextlib import suppress
+from operator import attrgetter
 from typing import Any
 
 from shoal.envs.names import JAX_ENVS
@@ -40,8 +42,9 @@ def _registered(name: str) -> Any:
             found = importlib.import_module(module)
         except ImportError as error:
             raise ShoalError(f"cannot import {module!r} of the environment {name!r}: {error}") from error
-        if bare not in registry and hasattr(found, bare):
-            return getattr(found, bare)
+        if bare not in registry:
+            with suppress(AttributeError):
+                return attrgetter(bare)(found)
     elif name not in registry and importlib.util.find_spec("ale_py"):
         gymnasium.register_envs(importlib.import_module("ale_py"))
     if bare in registry:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from shoal.envs.errors import EnvError, told
+from shoal.envs.errors import EnvError
 from shoal.envs.form import check_observation, check_reset
-from shoal.envs.names import JAX_ENVS, import_name, reference_of
+from shoal.envs.names import JAX_ENVS, as_tuples, import_name, reference_of
 from shoal.envs.registered import gymnasium_target
-from shoal.errors import ShoalError, did_you_mean
+from shoal.errors import ShoalError, did_you_mean, told
 from shoal.types import EnvSpec, Group, JaxEnv
 
 GRIDWORLD_ID = "shoal/GridWorld-v0"
@@ -83,6 +83,8 @@ def resolve(
             raise ShoalError(f"{what} is for Gymnasium environments; {made.spec.id} is written in JAX")
         return _jax_source(made, time_limit, given)
     target = gymnasium_target(env)
+    if dataclasses.is_dataclass(target):
+        kwargs = {name: as_tuples(value) for name, value in kwargs.items()}
     layers = tuple(_wrapper(w) for w in wrappers)
     if vector:
         return _vector_source(target, kwargs, layers, time_limit, given)
@@ -295,6 +297,11 @@ def _limited(env: JaxEnv, steps: int) -> JaxEnv:
         return dataclasses.replace(env, max_steps=steps)  # type: ignore[type-var]
     from shoal.envs.jax import TimeLimited
 
+    own = env.spec.max_episode_steps
+    if own is not None and steps > own:
+        raise ShoalError(
+            f"{env.spec.id} cuts its episodes after {own} steps itself: time_limit={steps} cannot change that"
+        )
     return TimeLimited(env, steps)
 
 

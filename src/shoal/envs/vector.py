@@ -18,12 +18,12 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from shoal.envs.errors import EnvError, told
+from shoal.envs.errors import EnvError
 from shoal.envs.journal import Journal
 from shoal.envs.means import Means
 from shoal.envs.rows import MASK, compact_dtype, convert_space, memory_of, sent
 from shoal.envs.writing import whole
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, told
 from shoal.keys import seed_for
 from shoal.spaces import zeros
 from shoal.types import EnvSpec, Observation, Step

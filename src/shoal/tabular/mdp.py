@@ -68,8 +68,9 @@ class MDP:
 
         Probabilities that sum to 1 but for rounding are divided by their sum.
         reward: [S], [S, A], or of each transition: [S, A, S], or where sparse a matrix [S * A, S], in which
-        what is left out is 0. terminal: bool [S] or a list of states, whose own rows are overwritten; None:
-        every state that all actions keep with reward 0. start: [S], or one state; None: any live one.
+        what is left out is 0. terminal: bool [S] or a list of states; None: every state that all its actions
+        keep with reward 0. The rows of terminal states and of actions that are not allowed are overwritten:
+        they keep the state, without reward. start: [S], or one state; None: any live one.
         """
         sparse = hasattr(transition, "tocsr")
         if sparse:
@@ -85,14 +86,17 @@ class MDP:
         actions = transition.shape[0] // states if sparse else transition.shape[1]
         transition = _normalized(transition)
         reward, outcome = _rewards(transition, reward, states, actions)
-        if terminal is None:
-            terminal = _absorbing(transition, reward, states, actions)
-        terminal = _flags(terminal, states, "terminal")
+        none = np.zeros((states, actions), bool)  # of these actions
         if allowed is not None:
             allowed = np.array(allowed, bool)
-            if allowed.shape == (states, actions):
+            none = ~allowed if allowed.shape == none.shape else none  # `check` tells of another shape
+        if terminal is None:
+            terminal = _absorbing(transition, reward, none)
+        terminal = _flags(terminal, states, "terminal")
+        if terminal.shape == (states,):
+            transition, reward, outcome = _kept(transition, reward, outcome, none | terminal[:, None])
+            if allowed is not None and allowed.shape == none.shape:
                 allowed[terminal] = True
-        transition, reward, outcome = _ended(transition, reward, outcome, terminal)
         if start is None:
             start = ~terminal / max((~terminal).sum(), 1)
         elif np.ndim(start) == 0:
@@ -176,15 +180,17 @@ def _rewards(transition: Any, reward: Any, states: int, actions: int) -> tuple[n
     )
 
 
-def _absorbing(transition: Any, reward: np.ndarray, states: int, actions: int) -> np.ndarray:
-    """bool [S]: states that all actions keep with reward 0."""
+def _absorbing(transition: Any, reward: np.ndarray, none: np.ndarray) -> np.ndarray:
+    """bool [S]: states that all their actions keep with reward 0 (none, bool [S, A]: those they have not)."""
+    states, actions = reward.shape
     number = np.arange(states)
     if isinstance(transition, np.ndarray):
-        stays = (transition[number, :, number] == 1.0).all(1)
+        chance = transition[number, :, number]
     else:
-        diagonal = transition[np.arange(states * actions), np.repeat(number, actions)]
-        stays = (np.asarray(diagonal).reshape(states, actions) == 1.0).all(1)
-    return stays & (reward == 0.0).all(1)
+        chance = transition[np.arange(states * actions), np.repeat(number, actions)]
+        chance = np.asarray(chance).reshape(states, actions)
+    kept = (chance == 1.0) & (reward == 0.0)
+    return (kept | (none & ~none.all(1, keepdims=True))).all(1)
 
 
 def _flags(which: Any, states: int, name: str) -> np.ndarray:
@@ -202,30 +208,30 @@ def _flags(which: Any, states: int, name: str) -> np.ndarray:
     return flags
 
 
-def _ended(
-    transition: Any, reward: np.ndarray, outcome: np.ndarray | None, terminal: np.ndarray
+def _kept(
+    transition: Any, reward: np.ndarray, outcome: np.ndarray | None, which: np.ndarray
 ) -> tuple[Any, np.ndarray, np.ndarray | None]:
-    """The three with every terminal state kept by all actions, without reward."""
-    states, actions = reward.shape
-    if terminal.shape != (states,) or not terminal.any():
+    """The three where these actions, bool [S, A], keep their states, without reward."""
+    if not which.any():
         return transition, reward, outcome
-    reward[terminal] = 0.0
+    states, actions = which.shape
+    reward[which] = 0.0
     if isinstance(transition, np.ndarray):
-        transition[terminal] = np.eye(states)[terminal][:, None, :]
+        transition[which] = np.eye(states)[np.nonzero(which)[0]]
         if outcome is not None:
-            outcome[terminal] = 0.0
+            outcome[which] = 0.0
         return transition, reward, outcome
     from scipy.sparse import csr_array
 
     counts = np.diff(transition.indptr)
-    ended = np.repeat(terminal, actions)
+    ended = which.reshape(-1)
     kept = ~np.repeat(ended, counts)
     counts = np.where(ended, 1, counts)
     indptr = np.concatenate([[0], np.cumsum(counts)])
     data, indices = np.ones(indptr[-1]), np.empty(indptr[-1], transition.indices.dtype)
     old = ~np.repeat(ended, counts)
     data[old], indices[old] = transition.data[kept], transition.indices[kept]
-    indices[~old] = np.repeat(np.flatnonzero(terminal), actions)
+    indices[~old] = np.flatnonzero(ended) // actions
     if outcome is not None:
         outcome, kept_outcome = np.zeros(len(data)), outcome[kept]
         outcome[old] = kept_outcome

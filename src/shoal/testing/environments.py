@@ -12,9 +12,8 @@ import jax
 import numpy as np
 
 from shoal.envs import Source, resolve
-from shoal.envs.errors import told
 from shoal.envs.form import check_observation, check_reset, check_step
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, told
 from shoal.spaces import Discrete, zeros
 from shoal.testing.groups import check_group, check_types
 from shoal.testing.tiny import as_gymnasium

@@ -90,10 +90,11 @@ def _check_step(spec: EnvSpec, step: Step, before: Step | None) -> None:
             "this one stepped and reset at once"
         )
     _check_inside(spec.observation, step.obs.policy, f"{name}: the observation of a group")
-    if step.obs.mask is not None:
+    if before is not None and before.obs.mask is not None:
+        mask = before.obs.mask[~step.first]  # of the rows that were acted from
         ends = np.cumsum(choices(spec.action))
         for end, n in zip(ends, choices(spec.action), strict=True):
-            if not step.obs.mask[:, end - n : end].any(1).all():
+            if not mask[:, end - n : end].any(1).all():
                 raise ShoalError(f"{name}: an action mask allows nothing")
 
 
