@@ -235,11 +235,11 @@ def _train_seeds(
 
 
 def _warn_unlearned(trainer: Any) -> None:
-    """Where a replay's first gradient step was never due, which a return alone does not show."""
+    """Where no gradient step was ever made from a replay, which a return alone does not show."""
     starts = trainer.config["algorithm"]["settings"].get("learning_starts")
     if starts is not None and not trainer.updates:
         warnings.warn(
-            f"this run never learned: no gradient step was due in {trainer.summary()['env_steps']:,} steps "
+            f"this run never learned: no gradient step was made in {trainer.summary()['env_steps']:,} steps "
             f"(learning_starts is {starts:,})",
             stacklevel=2,
         )

@@ -85,6 +85,7 @@ def resumed(make: type[Trainer], run_dir: str | Path, given: Given) -> Trainer:
         loaded = directory.latest_checkpoint()
         if loaded is not None:
             _check_unedited(directory.config, loaded.info["config"], run_dir)
+            _tell_of_threads(loaded.info["config"]["threads"], directory.config["threads"])
         trainer = _rebuilt(make, directory.config, given, loaded)
     except BaseException:
         directory.close()
@@ -228,6 +229,15 @@ def _tell_of_mesh(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if before != after:
         warnings.warn(
             f"{MOVED}on {before} and goes on on {after}: it is the same run to rounding, and not to the bit",
+            stacklevel=2,
+        )
+
+
+def _tell_of_threads(was: int, now: int) -> None:
+    if was != now:
+        warnings.warn(
+            f"{MOVED}with threads={was} and goes on with {now}: it is the same run to rounding, and not to the "
+            "bit",
             stacklevel=2,
         )
 

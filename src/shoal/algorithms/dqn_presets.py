@@ -11,7 +11,7 @@ def Rainbow(**changes: Any) -> DQN:
     """DQN with all of its parts, and the settings of Hessel et al. 2018, table 1; `changes` are DQN's fields.
 
     Made for Atari: a small task wants a higher learning rate, an earlier start, a smaller target_every, and
-    v_min and v_max around its returns. hidden and activation are not used for images.
+    v_min and v_max around its returns. Of images hidden is not used, and activation in the head alone.
     """
     return DQN(
         **{

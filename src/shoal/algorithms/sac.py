@@ -76,7 +76,7 @@ class SAC:
     target_entropy: float | None = None
     """The entropy that alpha is adapted to, in nats, of actions in [-1, 1]; None: minus their number."""
     max_grad_norm: float | None = None
-    """Gradients of the actor or the critics with a larger norm are scaled down to it; None never clips."""
+    """Gradients of the actor, the critics or the temperature with a larger norm are scaled down; None: never."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers (an image alone has its CNN's instead)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "relu"
