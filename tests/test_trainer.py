@@ -438,6 +438,17 @@ def test_checkpoints_that_take_long_are_rarer(
     assert saved == when
 
 
+def test_other_threads_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "run") as trainer:
+        trainer.train()
+    monkeypatch.setattr("shoal.assembly.configure", lambda threads, devices: 2)
+    with (
+        pytest.warns(UserWarning, match="learned with threads=1 and goes on with 2: .* to rounding"),
+        Trainer.resume(tmp_path / "run") as trainer,
+    ):
+        assert trainer.config["threads"] == 2
+
+
 class Poison(gym.Wrapper):
     """Gives a NaN reward after ten steps."""
 

@@ -85,8 +85,9 @@ def resumed(make: type[Trainer], run_dir: str | Path, given: Given) -> Trainer:
         loaded = directory.latest_checkpoint()
         if loaded is not None:
             _check_unedited(directory.config, loaded.info["config"], run_dir)
-            _tell_of_threads(loaded.info["config"]["threads"], directory.config["threads"])
         trainer = _rebuilt(make, directory.config, given, loaded)
+        if loaded is not None:
+            _tell_of_threads(loaded.info["config"]["threads"], trainer.config["threads"])
     except BaseException:
         directory.close()
         raise
@@ -236,8 +237,8 @@ def _tell_of_mesh(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def _tell_of_threads(was: int, now: int) -> None:
     if was != now:
         warnings.warn(
-            f"{MOVED}with threads={was} and goes on with {now}: it is the same run to rounding, and not to the "
-            "bit",
+            f"{MOVED}with threads={was} and goes on with {now}: it is the same run to rounding, and not to "
+            "the bit",
             stacklevel=2,
         )
 

@@ -76,7 +76,7 @@ class SAC:
     target_entropy: float | None = None
     """The entropy that alpha is adapted to, in nats, of actions in [-1, 1]; None: minus their number."""
     max_grad_norm: float | None = None
-    """Gradients of the actor, the critics or the temperature with a larger norm are scaled down; None: never."""
+    """A larger gradient of actor, critics or temperature is scaled down to this norm; None never clips."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers (an image alone has its CNN's instead)."""
     activation: Literal["tanh", "relu", "silu", "gelu"] = "relu"
