@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shoal import A2C, DQN, PPO, Compiled, Local, Policy, Result, ShoalError, Trainer, checkpoint
-from shoal.config import algorithm_from_json, algorithm_to_json
+from shoal.config import algorithm_from_json, algorithm_to_json, check_settings
 from shoal.counters import value
 from shoal.rundir import RunDir
 from shoal.types import Agent, EnvSpec
@@ -295,6 +295,10 @@ def test_code_must_be_given_again(tmp_path: Path) -> None:
 
 def test_an_algorithm_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = algorithm_to_json(Custom())
+    in_a_script = {**recorded, "name": "__main__:Custom"}
+    check_settings(recorded, in_a_script)
+    with pytest.raises(ShoalError, match="this run is of __main__:Custom, and algorithm= is ppo"):
+        check_settings(algorithm_to_json(PPO()), in_a_script)
     monkeypatch.delattr(sys.modules[Custom.__module__], "Custom")
     with pytest.raises(ShoalError, match=r"cannot import the algorithm '.*:Custom'"):
         algorithm_from_json(recorded, trust_imports=True)

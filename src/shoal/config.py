@@ -75,7 +75,7 @@ def algorithm_from_json(
 def check_settings(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
     """Raise ShoalError where an algorithm that was given anew is not the one that was recorded."""
     now = json.loads(json.dumps(now))  # as what is recorded has been
-    if now["name"] != recorded["name"]:
+    if not _same_class(now["name"], recorded["name"]):
         raise ShoalError(f"this run is of {recorded['name']}, and algorithm= is {now['name']}")
     was, given = recorded["settings"], now["settings"]
     if differing := [name for name in was if given.get(name) != was[name]]:
@@ -84,6 +84,12 @@ def check_settings(now: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
             f"algorithm= has {here}, and this run {there}: leave that as it was, or begin another run from "
             "here with warm_start="
         )
+
+
+def _same_class(one: str, other: str) -> bool:
+    """Whether two names may be of one class: what a script defines is __main__'s there, and not elsewhere."""
+    (module, _, name), (other_module, _, other_name) = one.partition(":"), other.partition(":")
+    return one == other or ("__main__" in (module, other_module) and name == other_name)
 
 
 def executor_to_json(on: Any) -> dict[str, Any]:
