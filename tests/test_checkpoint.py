@@ -507,6 +507,30 @@ class TestSaving:
         assert (tmp_path / "work" / "thesis.tex").read_text() == "years"
         assert entries(tmp_path) == ["file", "work"]
 
+    @pytest.mark.parametrize(
+        "work",
+        [
+            {"manifest.json": '{"name": "an extension"}'},
+            {"manifest.json": '{"format": "shoal-checkpoint"}', "work.js": "..."},
+            {"manifest.json": "{"},
+        ],
+    )
+    def test_never_replaces_what_has_a_manifest_of_another_kind(
+        self, tmp_path: Path, work: dict[str, str]
+    ) -> None:
+        folder = tmp_path / "work"
+        folder.mkdir()
+        for name, text in work.items():
+            (folder / name).write_text(text)
+        assert "not a checkpoint" in error_of(lambda: checkpoint.save(folder, {"a": np.zeros(2)}, {}))
+        assert {child.name: child.read_text() for child in folder.iterdir()} == work
+
+    def test_hidden_folders_beside_it_are_let_be(self, tmp_path: Path) -> None:
+        for name in (".data.old", ".venv.old", "venv"):
+            (tmp_path / name).mkdir()
+        checkpoint.save(tmp_path / "place", {"a": np.zeros(2)}, {})
+        assert {child.name for child in tmp_path.iterdir()} == {".data.old", ".venv.old", "venv", "place"}
+
     def test_makes_parents_and_says_where_it_cannot(self, tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "a" / "b" / "c", {}, {})
         checkpoint.load(tmp_path / "a" / "b" / "c")

@@ -169,7 +169,7 @@ class TestCheckpoints:
     def test_one_that_a_killed_writer_left_aside_counts(self, run: RunDir) -> None:
         save(run, 1, 2)
         path = run.checkpoint_path(2)
-        path.rename(path.parent / f".{path.name}.old")
+        path.rename(path.parent / f".{path.name}.shoal-old")
         latest = run.latest_checkpoint()
         assert latest is not None and latest.info == {"step": 2}
 

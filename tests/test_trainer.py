@@ -442,6 +442,39 @@ def test_checkpoints_that_take_long_are_rarer(
     assert saved == when
 
 
+def test_a_restored_run_can_be_resumed_where_it_was_restored_to(tmp_path: Path) -> None:
+    with Trainer(SMALL, "CartPole-v1") as trainer:
+        trainer.train()
+        place = trainer.save(tmp_path / "place")
+    with Trainer.restore(place, run_dir=tmp_path / "run"):
+        pass
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.train()["iteration"] == 2
+
+
+def test_a_run_that_began_warm_does_not_look_there_again(tmp_path: Path) -> None:
+    with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "source") as source:
+        source.train()
+        source.save()
+        trainer = Trainer(
+            SMALL, "CartPole-v1", warm_start=tmp_path / "source", run_dir=tmp_path / "run", seed=5
+        )
+        warm = trainer.fingerprint()
+        trainer._release()  # as a kill would leave it
+        source.train()
+    with Trainer.resume(tmp_path / "run") as trainer:
+        assert trainer.fingerprint() == warm
+
+
+def test_closing_after_an_error_does_not_hide_it(tmp_path: Path) -> None:
+    small = PPO(rollout_length=4, epochs=1, minibatches=1, hidden=(8,))
+    trainer = Trainer(small, "CartPole-v1", wrappers=[Poison], run_dir=tmp_path / "run")
+    with pytest.raises(ShoalError, match="nan"):
+        trainer.fit(1000)
+    trainer.close()
+    assert not RunDir.read(tmp_path / "run").checkpoints()
+
+
 def test_other_threads_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Trainer(SMALL, "CartPole-v1", run_dir=tmp_path / "run") as trainer:
         trainer.train()

@@ -198,10 +198,22 @@ def _split(arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
 def _refuse_foreign(path: Path) -> None:
     """Never replace what is not a checkpoint, such as a folder full of somebody's work."""
     if path.is_dir():
-        if any(path.iterdir()) and not (path / MANIFEST).is_file():
+        if any(path.iterdir()) and not _ours(path):
             raise ShoalError(f"{path} is a folder and not a checkpoint; choose another place to save")
     elif path.exists():
         raise ShoalError(f"{path} is a file; choose another place to save the checkpoint")
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, be it a damaged one, and holds nothing else."""
+    names = {child.name for child in folder.iterdir()}
+    if MANIFEST not in names or any(not n.endswith(".safetensors") for n in names - {MANIFEST}):
+        return False
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return len(names) > 1
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def _plain(info: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Snapshot = Callable[[], tuple[Any, dict[str, Any]]]  # () -> (tree of arrays, in
 class Recorder:
     """Writes one run, from the iteration at which it now stands; what its files have beyond is cut."""
 
-    def __init__(self, run: RunDir, iteration: int, env_steps: int) -> None:
+    def __init__(self, run: RunDir, iteration: int, env_steps: int, waiting: int | None = None) -> None:
         self.run = run
         self._config: Mapping[str, Any] = run.config
         self._writers = open_writers(run, iteration, env_steps)
@@ -29,7 +29,7 @@ class Recorder:
         self._saved_steps = env_steps
         self._saved_moment = time.monotonic()
         self._saving_took = 0.0  # seconds
-        self._waiting: int | None = None
+        self._waiting = waiting  # see `take`
         self._begun = False  # here
 
     def take(

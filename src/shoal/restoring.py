@@ -72,6 +72,7 @@ def restored(
     try:
         if run_dir is not None:
             _record(trainer, RunDir.create(run_dir, trainer.config))
+            trainer.save()  # else a resume from there would begin anew
     except BaseException:
         trainer.close()
         raise
@@ -159,7 +160,7 @@ def take_parameters(trainer: Trainer, path: str | Path) -> None:
 
 def _record(trainer: Trainer, run: RunDir) -> None:
     progress = trainer._progress
-    trainer._recorder = Recorder(run, progress.iteration, progress.env_steps)
+    trainer._recorder = Recorder(run, progress.iteration, progress.env_steps, trainer._judge.waiting)
 
 
 def _rebuilt(

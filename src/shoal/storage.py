@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from shoal.errors import ShoalError
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-_ASIDE = re.compile(r"\.(.+)\.old")
+_ASIDE = re.compile(r"\.(.+)\.shoal-old")  # the name must be nobody else's: `clean` deletes
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -208,7 +208,7 @@ def _discard(folder: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    return path.parent / f".{path.name}.old"
+    return path.parent / f".{path.name}.shoal-old"
 
 
 def _hidden(path: Path) -> Path:

@@ -101,6 +101,7 @@ class Trainer:
             check_packages(sinks)
         self._closed = False
         self._unbroken = Unbroken()
+        self._iterating = False
         self._progress = Progress()
         self._stopping = False
         self._last: Result | None = None
@@ -117,6 +118,8 @@ class Trainer:
                     take_parameters(self, warm_start)
                 if run_dir is not None:
                     self._recorder = Recorder(RunDir.create(run_dir, self.config), 0, 0)
+                    if warm_start is not None:
+                        self.save()  # a resume must not look there again, where it may have gone on
             except BaseException:
                 self._release()
                 raise
@@ -133,7 +136,9 @@ class Trainer:
         self._unbroken.check()
         begun = time.perf_counter()
         with held():
+            self._iterating = True
             iteration = self._run.iterate()
+            self._iterating = False
             with self._unbroken.step():
                 return self._take(iteration, self._run.learner.env_steps, begun)
 
@@ -343,7 +348,8 @@ class Trainer:
         that broke off.
         """
         try:
-            if not self._closed and self._recorder is not None and self._unbroken.whole:
+            whole = self._unbroken.whole and not self._iterating
+            if not self._closed and self._recorder is not None and whole:
                 self._recorder.catch_up(self._progress.env_steps, lambda: snapshot(self))
         finally:
             self._release()

@@ -12,7 +12,19 @@ import jax
 import numpy as np
 import pytest
 
-from shoal import A2C, DQN, IMPALA, PPO, SAC, Local, ParameterServer, ShoalError, Trainer
+from shoal import (
+    A2C,
+    DQN,
+    IMPALA,
+    PPO,
+    SAC,
+    GridWorld,
+    Local,
+    ParameterServer,
+    QLearning,
+    ShoalError,
+    Trainer,
+)
 from shoal.execution.parameter_server.asynchronous import AsynchronousRun
 from shoal.types import State
 
@@ -302,3 +314,12 @@ def test_a_checkpoint_has_the_gradients_that_have_arrived(name: str, tmp_path: A
         run = again._run
         assert [run._plan.clock(g) for g in range(4)] == clocks
         assert int(run.learner.state.updates.low) == applied + due
+
+
+def test_numbers_that_belong_together_are_not_sent_apart() -> None:
+    """A table's gradient is errors, and how many steps they are of."""
+    on = ParameterServer(workers=1, envs=8, groups=2, inline=True, compression="top-k")
+    with pytest.raises(ShoalError, match="use shards=1, and no top-k compression"):
+        Trainer(QLearning(), GridWorld(size=3, max_steps=30), on=on)
+    with Trainer(A2C(), "CartPole-v1", on=on):
+        pass

@@ -57,7 +57,7 @@ def start(on: ParameterServer, experiment: Experiment) -> Run:
         state = jit_once(agent.init)(key_for(experiment.seed, "init"))
         servers = Servers(fleet, shares, norms if waits else 0, jax.device_get(state), on.strikes)
         tasks.serve(servers)
-        check(agent, shares, state)  # while workers and shards start
+        check(agent, shares, state, numbers_alone=on.compression == "top-k")  # while workers and shards start
         give_back()
         form = form_of(agent, spec, on.envs if waits else size)
         learner = ServerLearner(agent, shares, servers, pool, tasks, form, groups)

@@ -229,10 +229,14 @@ class _Any(dict[str, Any]):
         return jnp.float32(0)
 
 
-def check(agent: Agent, shares: Shares, state: State) -> None:
+def check(agent: Agent, shares: Shares, state: State, *, numbers_alone: bool = False) -> None:
     """Raises ShoalError unless steps on shares are steps on the whole, to rounding, clipping included. Makes
-    some of both, with random gradients, from this state."""
-    two = Shares(count=min(shares.count, 2), form=shares.form, follows=shares.follows)
+    some of both, with random gradients, from this state.
+
+    numbers_alone: also where there is one share, since some numbers of a gradient will come without others.
+    """
+    count = 2 if numbers_alone else min(shares.count, 2)
+    two = Shares(count=count, form=shares.form, follows=shares.follows)
 
     @jax.jit
     def both(whole: State, parts: list[State], vectors: list[Array]) -> tuple[State, list[State]]:
@@ -267,5 +271,5 @@ def check(agent: Agent, shares: Shares, state: State) -> None:
 
 _UNFIT = (
     "this algorithm's optimizer cannot be divided among parameter shards, because it does not treat each "
-    "number by itself: use shards=1"
+    "number by itself: use shards=1, and no top-k compression"
 )
