@@ -1,6 +1,6 @@
 """Observation and action spaces as plain data: comparable, hashable, and JSON both ways.
 
-They mirror Gymnasium's spaces without importing it (`envs/gymnasium.py` converts), so that a
+They mirror Gymnasium's spaces without importing it (`envs/rows.py` converts), so that a
 specification can be saved beside a checkpoint and sent between processes without any code.
 """
 

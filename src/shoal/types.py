@@ -162,9 +162,6 @@ class Draws(NamedTuple):
     count: Array  # pyright: ignore[reportIncompatibleMethodOverride]  (nobody wants tuple.count)
 
 
-Experience = Trajectory | Draws
-
-
 class Counter(NamedTuple):
     """A count that does not overflow at 2^31: uint32 [] limbs, value = high * 2^32 + low."""
 

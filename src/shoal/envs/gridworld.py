@@ -24,8 +24,7 @@ from shoal.types import EnvSpec, Observation
 if TYPE_CHECKING:
     from shoal.tabular.mdp import MDP
 
-ACTIONS = ("up", "down", "left", "right")
-MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)
+MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]], np.int32)  # up, down, left, right
 
 
 class GridState(NamedTuple):

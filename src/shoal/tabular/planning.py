@@ -21,8 +21,8 @@ from shoal.tabular.structure import never_ending, proper_policy
 from shoal.tabular.sweeping import Sweeps
 
 _EPS = float(np.finfo(np.float64).eps)
-_POLICIES = 1000  # likewise
-_MOST = 1_000_000  # iterations, beyond which something is wrong
+_SWEEPS = 1_000_000  # of value iteration, beyond which something is wrong
+_POLICIES = 1000  # of policy iteration, likewise
 
 
 class Solution(NamedTuple):
@@ -57,7 +57,7 @@ def solve(mdp: MDP, method: str = "auto", tolerance: float = 1e-6) -> Solution:
 METHODS = ("auto", "value-iteration", "policy-iteration")
 
 
-def value_iteration(mdp: MDP, tolerance: float = 1e-6, *, max_iterations: int = _MOST) -> Solution:
+def value_iteration(mdp: MDP, tolerance: float = 1e-6, *, max_iterations: int = _SWEEPS) -> Solution:
     """Sweeps of Bellman's optimality operator until no value can be further than `tolerance` from V*.
 
     With d = T V - V, V* lies between T V + c min(d) and T V + c max(d), c = gamma / (1 - gamma) (MacQueen

@@ -13,8 +13,6 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-KINDS = ("none", "bfloat16", "top-k")
-
 
 class Sparse(NamedTuple):
     """A vector [size] that is 0 but for values float32 [k] at places int32 [k]."""
