@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from shoal import PPO, Cluster, Local, ShoalError, Trainer, cli
+from shoal import PPO, Cluster, GridWorld, Local, QLearning, ShoalError, Trainer, cli
 from shoal.execution.cluster import session
 from shoal.rundir import RunDir
 from shoal.writers import read_rows
@@ -127,6 +127,20 @@ def test_an_evaluation_under_way_is_resumed(tmp_path: Path) -> None:
     whole, cut = (RunDir.read(tmp_path / name) for name in ("whole", "cut"))
     assert whole.best is not None and cut.best is not None and whole.best.score == cut.best.score
     assert cut.config["on"]["runners"] == 3
+
+
+def test_parameters_under_evaluation_are_kept_over_a_resume(tmp_path: Path) -> None:
+    run, on = tmp_path / "run", Cluster(runners=1, envs=2, groups=1, inline=True)
+    often = {"checkpoint_every": 8, "checkpoint_seconds": None, "keep_checkpoints": 1}
+    judged = {"evaluate_every": 100, "evaluate_episodes": 1}
+    world = GridWorld(size=3, max_steps=20)
+    with Trainer(QLearning(rollout_length=4), world, on=on, run_dir=run, **often, **judged) as trainer:
+        while trainer._progress.env_steps < 150:
+            trainer.train()
+        waiting = trainer._judge.waiting
+    with Trainer.resume(run) as trainer:
+        trainer.fit(150)
+    assert waiting is not None and json.loads((run / "best.json").read_text())["step"] == waiting
 
 
 def test_what_may_not_change(tmp_path: Path) -> None:
